@@ -1,0 +1,112 @@
+"""One row per operation: its name, form, domain, accuracy budget and memory traffic.
+
+Whatever is done "for each operation" starts from this table: the tests are parametrised from it, the accuracy bars
+are asserted from it, the benchmarks are made from it and the documentation quotes it. A number written here is
+written nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Scale = Literal["max1", "relative", "relative+d/2", "element+d/2", "absolute-sum", "kl"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a result may be from the exact one.
+
+    The allowed error is ``eps * multiple * unit``, with ``eps`` that of the result's type, ``multiple`` one of the two
+    numbers below and ``unit`` by ``scale``:
+
+    ``max1``
+        max(1, abs(result)).
+    ``relative``
+        abs(result).
+    ``relative+d/2``
+        abs(result), with d/2 added to ``multiple``, where d is the distance between the label's logit and the
+        largest of the others (without a label: between the two largest). It is the rounding of that difference.
+    ``element+d/2``
+        abs(result), with d/2 added to ``multiple``, where d is the distance of this element from the row's maximum;
+        holds for results above the denormals.
+    ``absolute-sum``
+        the sum of the absolute values of the terms.
+    ``kl``
+        generalized_kl + abs(sum(p - q)): plain KL is the difference of two such parts.
+    """
+
+    float32: float
+    float64: float
+    scale: Scale
+
+    def multiple(self, dtype: str) -> float:
+        """Return the budget of a result type by its name, "float32" or "float64"."""
+        return {"float32": self.float32, "float64": self.float64}[dtype]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation in one form.
+
+    Attributes
+    ----------
+    function
+        The public function's name, in ``fastkl`` and in ``fastkl.reference``.
+    form
+        Empty for the plain call, else the word that tells this form from it; ``keywords`` are what it passes.
+    operands
+        What is passed by position: "x" (logits), "p" and "q" (probabilities), "labels".
+    returns
+        "row": one number per row; "element": one per element.
+    budget
+        The accuracy asserted by the tests.
+    arrays_read, arrays_written
+        N x C arrays read and written once by a call: the traffic that the speed of light is computed from.
+    """
+
+    function: str
+    operands: tuple[str, ...]
+    returns: Literal["row", "element"]
+    budget: Budget
+    arrays_read: int
+    arrays_written: int = 0
+    form: str = ""
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The name used in test ids and tables."""
+        return f"{self.function}[{self.form}]" if self.form else self.function
+
+    @property
+    def domain(self) -> Literal["logits", "probabilities"]:
+        """What the rows hold."""
+        return "logits" if self.operands[0] == "x" else "probabilities"
+
+    def bytes_moved(self, rows: int, classes: int, itemsize: int) -> int:
+        """Bytes of the N x C arrays and of the per-row arrays, each read or written once."""
+        per_row = itemsize * (self.returns == "row") + 8 * ("labels" in self.operands)
+        return rows * (classes * itemsize * (self.arrays_read + self.arrays_written) + per_row)
+
+
+#: LSE where the maximum is 0 and dominates, e.g. [0, -40]: relative, in eps.
+DOMINANT_LOGSUMEXP = Budget(4, 4, "relative")
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("logsumexp", ("x",), "row", Budget(1, 2, "max1"), 1),
+    Operation("softmax", ("x",), "element", Budget(3, 3, "element+d/2"), 1, 1),
+    Operation("log_softmax", ("x",), "element", Budget(4, 4, "element+d/2"), 1, 1),
+    Operation("softmax_cross_entropy", ("x", "labels"), "row", Budget(4, 4, "relative+d/2"), 1),
+    Operation("entropy", ("p",), "row", Budget(4, 4, "relative"), 1),
+    Operation(
+        "entropy", ("x",), "row", Budget(4, 4, "relative+d/2"), 1, form="logits", keywords={"given": "logits"}
+    ),
+    Operation("cross_entropy", ("p", "q"), "row", Budget(4, 4, "absolute-sum"), 2),
+    Operation("kl_divergence", ("p", "q"), "row", Budget(8, 8, "kl"), 2),
+    Operation(
+        "kl_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2, form="normalize", keywords={"normalize": True}
+    ),
+    Operation("generalized_kl", ("p", "q"), "row", Budget(8, 8, "relative"), 2),
+)
