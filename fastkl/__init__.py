@@ -1,0 +1,72 @@
+"""fastkl: log-sum-exp, KL, cross-entropy and their family on CPUs.
+
+NumPy arrays in; entropies, divergences and losses of their rows out. Each input is read once, every digit is right, and a
+row's result is the same bits in any batch, layout and number of threads.
+
+==============  =====================================================================================
+room            what is in it
+==============  =====================================================================================
+``logspace``    logsumexp, softmax, log_softmax
+``information`` entropy, cross_entropy, kl_divergence, generalized_kl
+``labels``      softmax_cross_entropy
+``reference``   every function again in plain NumPy float64: the contract
+``registry``    a row per operation: form, accuracy budget, bytes moved
+``batch``       the command ``fastkl score``
+``_args``       the gate: arrays, axes, masks, outputs and labels are checked here and nowhere below
+``_call``       from the gate to a kernel and back
+``_threads``    how many threads a call gets
+``_kernels``    everything compiled, once per instruction set
+==============  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from . import _kernels, _threads
+from .information import cross_entropy, entropy, generalized_kl, kl_divergence
+from .labels import softmax_cross_entropy
+from .logspace import log_softmax, logsumexp, softmax
+
+__all__ = [
+    "build_info",
+    "cross_entropy",
+    "entropy",
+    "generalized_kl",
+    "kl_divergence",
+    "log_softmax",
+    "logsumexp",
+    "softmax",
+    "softmax_cross_entropy",
+]
+
+try:
+    __version__ = version("fastkl")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "unknown"
+
+
+def build_info() -> dict[str, Any]:
+    """Tell what this build and this machine have.
+
+    Returns
+    -------
+    dict
+        version; tier in use; tiers that this CPU has; compiler; openmp (False: built serial); threads that a large call
+        gets by itself.
+
+    Examples
+    --------
+    >>> import fastkl as fk
+    >>> sorted(fk.build_info())
+    ['compiler', 'openmp', 'threads', 'tier', 'tiers', 'version']
+    """
+    return {
+        "version": __version__,
+        "tier": _kernels.tier,
+        "tiers": _kernels.supported(),
+        "compiler": _kernels.cpu.compiler,
+        "openmp": _kernels.cpu.openmp,
+        "threads": _threads.available(),
+    }

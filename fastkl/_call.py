@@ -1,0 +1,78 @@
+"""From the gate to a kernel and back: the two shapes of a call, a number per row and a number per element."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from . import _args, _kernels
+from ._args import FLOAT64, Array
+from ._threads import threads_for
+
+
+def _last_level_cache() -> int:
+    """Bytes of the last-level cache, as the system tells; without its word, what servers have at least."""
+    for name in ("SC_LEVEL4_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE"):
+        try:
+            size = os.sysconf(name)
+        except (ValueError, OSError):
+            continue
+        if size > 0:
+            return size
+    return 32 << 20
+
+
+LAST_LEVEL_CACHE = _last_level_cache()
+
+
+def per_row(
+    op: int,
+    operands: Sequence[Array],
+    names: Sequence[str],
+    axis: int | Sequence[int] | None,
+    where: Any = None,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    scale: float = 1.0,
+    signed: bool = False,
+) -> Any:
+    """Run an operation that gives one number per row; with `signed` also return the sign of each."""
+    dtype = _args.result_dtype(*operands)
+    arrays = _args.broadcast(operands, names) if len(operands) > 1 else operands
+    first = arrays[0]
+    axes = (first.ndim - 1,) if axis == -1 and first.ndim else _args.reduced_axes(axis, first.ndim)
+    mask = _args.mask_for(where, first.shape)
+    kept = tuple([n for i, n in enumerate(first.shape) if i not in axes])
+    shape = tuple([1 if i in axes else n for i, n in enumerate(first.shape)]) if keepdims else kept
+    result = _args.output_for(out, shape, dtype, [*operands, mask], in_place=False)
+    sign = _args.output_for(None, shape, dtype, (), in_place=False) if signed else None
+    threads = threads_for(n_threads, len(arrays) * first.size * dtype.itemsize)
+    dropped = axes if keepdims else ()
+    _kernels.active.run(
+        op, dtype is FLOAT64, tuple([_args.axes_last(a, axes) for a in arrays]),
+        None if mask is None else _args.axes_last(mask, axes), None, _args.without(result, dropped),
+        None if sign is None else _args.without(sign, dropped), len(axes), scale, None, False, 0, -1, False, threads,
+    )  # fmt: skip
+    returned = result if out is not None or result.ndim else result[()]
+    if sign is None:
+        return returned
+    return returned, sign if sign.ndim else sign[()]
+
+
+def per_element(
+    op: int, x: Array, axis: int | Sequence[int] | None, where: Any, out: Array | None, n_threads: int | None
+) -> Any:
+    """Run an operation that gives one number per element."""
+    dtype = _args.result_dtype(x)
+    axes = _args.reduced_axes(axis, x.ndim)
+    mask = _args.mask_for(where, x.shape)
+    result = _args.output_for(out, x.shape, dtype, (x, mask), in_place=True)
+    threads = threads_for(n_threads, 2 * x.size * dtype.itemsize)
+    stream = result.nbytes > LAST_LEVEL_CACHE and out is not x
+    _kernels.active.run(
+        op, dtype is FLOAT64, (_args.axes_last(x, axes),), None if mask is None else _args.axes_last(mask, axes),
+        None, _args.axes_last(result, axes), None, len(axes), 1.0, None, stream, 0, -1, False, threads,
+    )  # fmt: skip
+    return result if out is not None or result.ndim else result[()]

@@ -1,0 +1,369 @@
+# The way a call takes through the rows. Work is cut into tiles of rows, and rows longer than CHUNK into chunks whose sums
+# are merged in order; the cut depends on the shape alone, so neither the batch nor the number of threads changes a bit.
+
+from cython.parallel cimport prange, threadid
+from libc.stdlib cimport free
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void** pointer, size_t alignment, size_t size)
+
+
+# ---- short rows: 64 at a time, a lane a row ------------------------------------------------------------------------------
+
+cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+    cdef Sums a
+    cdef double result[TILE]
+    cdef double extra[TILE]
+    cdef real m[LANES]
+    cdef real k[LANES]
+    cdef Py_ssize_t classes = plan.classes, j, c
+    cdef real* x = scratch
+    cdef real* q = scratch + classes * LANES
+    cdef real* rows_out = scratch + plan.operands * classes * LANES
+    cdef real absent = absent_element[real](plan, 0, NULL)
+    cdef bint log = plan.op == LOG_SOFTMAX
+    cdef char* target
+    if rows < LANES:
+        for j in range(plan.operands * classes * LANES):
+            scratch[j] = absent
+    fetch[real](plan, &plan.operand[0], row, rows, 0, classes, x, 1, LANES, absent)
+    if plan.op >= ENTROPY:
+        if plan.operands > 1:
+            absent = absent_element[real](plan, 1, NULL)
+            if rows < LANES:
+                for j in range(classes * LANES):
+                    q[j] = absent
+            fetch[real](plan, &plan.operand[1], row, rows, 0, classes, q, 1, LANES, absent)
+        divergence_across[real](plan.op, x, q, classes, &a)
+        finish_rows[real](plan, row, rows, &a, scratch)
+        return
+    for j in range(rows if plan.has_labels else 0):
+        a.index[j] = read_label(plan, row + j)
+        a.label[j] = 0
+        if a.index[j] >= 0:
+            a.label[j] = x[a.index[j] * LANES + j]
+            x[a.index[j] * LANES + j] = -INFINITY
+    logsumexp_across[real](x, classes, rows, plan.op == ENTROPY_OF_LOGITS, &a)
+    if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
+        finish_rows[real](plan, row, rows, &a, scratch)
+        return
+    map_factors(&a, LANES, log, extra)
+    for j in range(LANES):
+        m[j] = <real>a.m[j]
+        k[j] = <real>extra[j]
+    map_across[real](x, classes, m, k, log)
+    if plan.has_mask:
+        mask_out[real](plan, row, rows, 0, classes, x, 1, LANES, 0)
+    if plan.stream and plan.out.direct and plan.n_outer == 1 and plan.out.outer[0] == classes * sizeof(real):
+        if real is float:
+            fk_transpose_f32(rows_out, classes, x, LANES, classes, rows)
+        else:
+            fk_transpose_f64(rows_out, classes, x, LANES, classes, rows)
+        fk_stream(row_pointer(plan, &plan.out, row), <const char*>rows_out, rows * classes * sizeof(real))
+        fk_stream_end()
+    else:
+        put[real](plan, row, rows, 0, classes, x, 1, LANES)
+
+
+cdef inline real absent_element(const Plan* plan, int operand, real* like) noexcept nogil:
+    """What a masked-out element is read as: one that adds nothing."""
+    cdef real number = 0
+    if plan.op < ENTROPY:
+        return <real>-INFINITY if operand == 0 else <real>0
+    if plan.op == KL_NORMALIZED:
+        return 0     # smallest_q would count in the sums of p and q
+    return absent_p(plan.op, number) if operand == 0 else absent_q(plan.op, number)
+
+
+# ---- longer rows: block by block -----------------------------------------------------------------------------------------
+
+cdef inline void start_state(State* st) noexcept nogil:
+    st.m = -INFINITY
+    st.c = st.s = st.s_lo = st.u = st.u_lo = st.v = 0
+
+
+cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept nogil:
+    """Rows fetched together where they are not read in place: a cache line holds so many neighbours' elements."""
+    return 1 if is_direct(plan) else 64 // itemsize
+
+
+cdef inline bint is_direct(const Plan* plan) noexcept nogil:
+    return not plan.has_mask and plan.operand[0].direct and (plan.operands < 2 or plan.operand[1].direct)
+
+
+cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop,
+                    const Py_ssize_t* index, State* states, real* scratch) noexcept nogil:
+    """Read classes start .. stop of some rows into their states; index: the rows' labels."""
+    cdef Py_ssize_t first = start, n, i, hole
+    cdef bint direct = is_direct(plan)
+    cdef Py_ssize_t group = group_rows(plan, sizeof(real))
+    cdef real* p_buffer = scratch
+    cdef real* q_buffer = scratch + (0 if direct else group * BLOCK)
+    cdef real* spare = scratch + (0 if direct else plan.operands * group * BLOCK)
+    cdef const real* p
+    cdef const real* q = NULL
+    cdef const char* ahead = NULL
+    while first < stop:
+        n = BLOCK if first + BLOCK < stop else stop - first
+        if not direct:
+            fetch[real](plan, &plan.operand[0], row, rows, first, n, p_buffer, BLOCK, 1,
+                        absent_element[real](plan, 0, NULL))
+            if plan.operands > 1:
+                fetch[real](plan, &plan.operand[1], row, rows, first, n, q_buffer, BLOCK, 1,
+                            absent_element[real](plan, 1, NULL))
+        for i in range(rows):
+            if direct:
+                p = <const real*>row_pointer(plan, &plan.operand[0], row + i) + first
+                if plan.operands > 1:
+                    q = <const real*>row_pointer(plan, &plan.operand[1], row + i) + first
+                # A row that is one block is read twice, for its maximum and its sum: fetch the next one meanwhile.
+                if plan.classes <= BLOCK and row + i + 1 < plan.last_row:
+                    ahead = row_pointer(plan, &plan.operand[0], row + i + 1)
+                else:
+                    ahead = NULL
+            else:
+                p = p_buffer + i * BLOCK
+                q = q_buffer + i * BLOCK
+            if plan.op >= ENTROPY:
+                divergence_block[real](plan.op, p, q, n, &states[i])
+            elif plan.op == WEIGHTED_LOGSUMEXP:
+                weighted_block[real](p, q, n, spare, &states[i])
+            else:
+                hole = -1
+                if plan.has_labels:
+                    if index[i] == IGNORED or index[i] == BAD_LABEL:
+                        continue
+                    if first <= index[i] < first + n:
+                        hole = index[i] - first
+                logsumexp_block[real](p, n, hole, plan.op == ENTROPY_OF_LOGITS, ahead, &states[i])
+        first += n
+
+
+cdef void merge(const Plan* plan, State* st, State* other) noexcept nogil:
+    if plan.op >= ENTROPY:
+        merge_divergence(st, other)
+    else:
+        merge_logsumexp(st, other)
+
+
+cdef inline void keep_state(const State* st, Py_ssize_t j, Sums* a) noexcept nogil:
+    a.m[j] = st.m
+    a.c[j] = st.c
+    a.s[j] = st.s
+    a.s_lo[j] = st.s_lo
+    a.u[j] = st.u
+    a.u_lo[j] = st.u_lo
+    a.v[j] = st.v
+
+
+cdef void read_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* like) noexcept nogil:
+    """The labels of some rows and their logits."""
+    cdef Py_ssize_t i
+    cdef real x = 0
+    for i in range(rows):
+        a.index[i] = read_label(plan, row + i)
+        a.label[i] = 0
+        if a.index[i] >= 0:
+            fetch[real](plan, &plan.operand[0], row + i, 1, a.index[i], 1, &x, 1, 1, <real>-INFINITY)
+            a.label[i] = x
+
+
+cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+    """Up to TILE rows, one after another or in groups."""
+    cdef Sums a
+    cdef State states[64]
+    cdef State chunk[64]
+    cdef Py_ssize_t i = 0, k, n, start, stop
+    cdef Py_ssize_t group = group_rows(plan, sizeof(real))
+    if plan.has_labels:
+        read_labels[real](plan, row, rows, &a, NULL)
+    while i < rows:
+        n = group if i + group < rows else rows - i
+        start = 0
+        while start < plan.classes:
+            stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
+            for k in range(n):
+                start_state(&chunk[k])
+            scan_rows[real](plan, row + i, n, start, stop, a.index + i, chunk, scratch)
+            for k in range(n):
+                if start == 0:
+                    states[k] = chunk[k]
+                else:
+                    merge(plan, &states[k], &chunk[k])
+            start = stop
+        for k in range(n):
+            keep_state(&states[k], i + k, &a)
+        i += n
+    finish_tile[real](plan, row, rows, &a, scratch)
+
+
+cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* scratch) noexcept nogil:
+    """From sums to results: numbers per row, or the second pass over the rows."""
+    cdef double k[TILE]
+    cdef Py_ssize_t i, start, n
+    if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
+        finish_rows[real](plan, row, rows, a, scratch)
+        return
+    map_factors(a, rows, plan.op == LOG_SOFTMAX, k)
+    for i in range(rows):
+        map_row[real](plan, row + i, 0, plan.classes, a.m[i], k[i], scratch)
+
+
+cdef void map_row(Plan* plan, Py_ssize_t row, Py_ssize_t start, Py_ssize_t stop, double m, double k,
+                  real* scratch) noexcept nogil:
+    """The second pass over classes start .. stop of one row."""
+    cdef bint log = plan.op == LOG_SOFTMAX
+    cdef Py_ssize_t n
+    cdef const real* x
+    cdef real* y
+    cdef bint in_place = is_direct(plan) and plan.out.direct
+    while start < stop:
+        n = BLOCK if start + BLOCK < stop else stop - start
+        if is_direct(plan):
+            x = <const real*>row_pointer(plan, &plan.operand[0], row) + start
+        else:
+            fetch[real](plan, &plan.operand[0], row, 1, start, n, scratch, BLOCK, 1, <real>-INFINITY)
+            x = scratch
+        if in_place and not plan.stream:
+            y = <real*>row_pointer(plan, &plan.out, row) + start
+            map_block[real](x, n, <real>m, <real>k, log, y)
+        else:
+            map_block[real](x, n, <real>m, <real>k, log, scratch)
+            if plan.has_mask:
+                mask_out[real](plan, row, 1, start, n, scratch, BLOCK, 1, 0)
+            if plan.stream and plan.out.direct:
+                fk_stream(row_pointer(plan, &plan.out, row) + start * sizeof(real), <const char*>scratch,
+                          n * sizeof(real))
+            else:
+                put[real](plan, row, 1, start, n, scratch, BLOCK, 1)
+        start += n
+    if plan.stream:
+        fk_stream_end()
+
+
+cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* like) noexcept nogil:
+    """One number per row, and the sign where it is asked for."""
+    cdef double result[TILE]
+    cdef double extra[TILE]
+    cdef Py_ssize_t j, kept = 0
+    if plan.op == LOGSUMEXP:
+        finish_logsumexp(a, rows, plan.scale, result, extra)
+    elif plan.op == WEIGHTED_LOGSUMEXP:
+        finish_weighted(a, rows, plan.has_sign, result, extra)
+    elif plan.op == SOFTMAX_CROSS_ENTROPY:
+        finish_label_loss(a, rows, result)
+        for j in range(rows):
+            kept += a.index[j] != IGNORED
+        fk_add_count(&plan.kept, kept)
+    elif plan.op == ENTROPY_OF_LOGITS:
+        finish_entropy_of_logits(a, rows, plan.scale, result)
+    else:
+        finish_divergence(plan.op, a, rows, plan.scale, result)
+        if plan.op == KL_NORMALIZED:
+            for j in range(rows):
+                if needs_rescaling(a, j):
+                    result[j] = plan.scale * rescaled_kl(plan, row + j, a.v[j], a.v[j] - closed(a.u[j], a.u_lo[j]))
+    put_rows[real](plan, &plan.out, row, rows, result, like)
+    if plan.has_sign:
+        put_rows[real](plan, &plan.sign, row, rows, extra, like)
+
+
+# ---- tasks and threads -----------------------------------------------------------------------------------------------------
+
+cdef void one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, real* scratch) noexcept nogil:
+    cdef Py_ssize_t row = plan.first_row + t * size
+    cdef Py_ssize_t rows = size if row + size < plan.last_row else plan.last_row - row
+    cdef unsigned int mode = fk_default_mode()
+    if across:
+        tile_across[real](plan, row, rows, scratch)
+    else:
+        tile_rows[real](plan, row, rows, scratch)
+    fk_restore_mode(mode)
+
+
+cdef void one_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* labels, State* states,
+                    real* scratch) noexcept nogil:
+    """Chunk t % chunks of row t // chunks."""
+    cdef Py_ssize_t row = plan.first_row + t // chunks, start = t % chunks * CHUNK
+    cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
+    cdef unsigned int mode = fk_default_mode()
+    start_state(&states[t])
+    scan_rows[real](plan, row, 1, start, stop, labels.index + t // chunks, &states[t], scratch)
+    fk_restore_mode(mode)
+
+
+cdef void map_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* a, const double* k,
+                    real* scratch) noexcept nogil:
+    cdef Py_ssize_t i = t // chunks, start = t % chunks * CHUNK
+    cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
+    cdef unsigned int mode = fk_default_mode()
+    map_row[real](plan, plan.first_row + i, start, stop, a.m[i], k[i], scratch)
+    fk_restore_mode(mode)
+
+
+cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch, Py_ssize_t stride,
+                    int threads) noexcept nogil:
+    """A few very long rows (at most TILE): threads share each row's chunks, which are then merged in order."""
+    cdef Sums a
+    cdef double k[TILE]
+    cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i
+    cdef unsigned int mode
+    if plan.has_labels:
+        read_labels[real](plan, plan.first_row, rows, &a, NULL)
+    for t in prange(rows * chunks, num_threads=threads, schedule="static"):
+        one_chunk[real](plan, t, chunks, &a, states, scratch + threadid() * stride)
+    mode = fk_default_mode()
+    for i in range(rows):
+        for t in range(1, chunks):
+            merge(plan, &states[i * chunks], &states[i * chunks + t])
+        keep_state(&states[i * chunks], i, &a)
+    if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
+        finish_rows[real](plan, plan.first_row, rows, &a, scratch)
+        fk_restore_mode(mode)
+        return
+    map_factors(&a, rows, plan.op == LOG_SOFTMAX, k)
+    fk_restore_mode(mode)
+    for t in prange(rows * chunks, num_threads=threads, schedule="static"):
+        map_chunk[real](plan, t, chunks, &a, k, scratch + threadid() * stride)
+
+
+cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
+    """Run a plan; returns -1 where memory for the threads' scratch is not to be had."""
+    cdef Py_ssize_t rows = plan.last_row - plan.first_row, chunks, size, tiles, t, stride
+    cdef bint across = plan.classes <= ACROSS and plan.op != WEIGHTED_LOGSUMEXP
+    cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
+    cdef real* scratch = NULL
+    cdef State* states = NULL
+    if rows <= 0 or (maps and plan.classes == 0):
+        return 0
+    chunks = (plan.classes + CHUNK - 1) // CHUNK
+    if across:
+        size = TILE
+        stride = (plan.operands + maps) * plan.classes * LANES
+    else:
+        size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
+        size = 1 if size < 1 else (TILE if size > TILE else size)
+        stride = 0 if is_direct(plan) else plan.operands * group_rows(plan, sizeof(real)) * BLOCK
+        if maps or plan.op == WEIGHTED_LOGSUMEXP:
+            stride += BLOCK
+    stride += 64 - stride % 64
+    tiles = (rows + size - 1) // size
+    if threads > tiles * (chunks if chunks > 1 else 1):
+        threads = <int>(tiles * (chunks if chunks > 1 else 1))
+    if posix_memalign(<void**>&scratch, 64, threads * stride * sizeof(real)):
+        return -1
+    if chunks > 1 and threads > 1 and rows < 2 * threads and rows <= TILE:
+        if posix_memalign(<void**>&states, 64, rows * chunks * sizeof(State)):
+            free(scratch)
+            return -1
+        run_split[real](plan, chunks, states, scratch, stride, threads)
+    elif threads == 1:
+        # No parallel region: a forked child of a process that had one would hang in it.
+        for t in range(tiles):
+            one_tile[real](plan, t, size, across, scratch)
+    else:
+        for t in prange(tiles, num_threads=threads, schedule="static"):
+            one_tile[real](plan, t, size, across, scratch + threadid() * stride)
+    free(states)
+    free(scratch)
+    return 0

@@ -1,0 +1,169 @@
+# What Python calls: the arrays of a call become a Plan.
+
+cimport numpy as cnp
+
+cnp.import_array()
+
+cdef extern from "memory.h":
+    int FK_F32, FK_F64, FK_F16, FK_BF16, FK_BOOL, FK_I8, FK_U8, FK_I16, FK_U16, FK_I32, FK_U32, FK_I64, FK_U64
+
+
+cdef int storage_of(cnp.ndarray a):
+    """The storage type of an array that the gate has let in."""
+    cdef int size = <int>cnp.PyArray_ITEMSIZE(a)
+    cdef char kind = a.descr.kind
+    if kind == c"f":
+        return FK_F64 if size == 8 else (FK_F32 if size == 4 else FK_F16)
+    if kind == c"i":
+        return FK_I8 if size == 1 else (FK_I16 if size == 2 else (FK_I32 if size == 4 else FK_I64))
+    if kind == c"u":
+        return FK_U8 if size == 1 else (FK_U16 if size == 2 else (FK_U32 if size == 4 else FK_U64))
+    return FK_BOOL if kind == c"b" else FK_BF16
+
+
+cdef void set_operand(Operand* a, cnp.ndarray array, int n_outer, int n_inner):
+    cdef int d
+    cdef Py_ssize_t* strides = <Py_ssize_t*>cnp.PyArray_STRIDES(array)
+    a.data = cnp.PyArray_BYTES(array)
+    a.storage = storage_of(array)
+    a.swap = cnp.PyArray_ISBYTESWAPPED(array)
+    a.direct = not a.swap and cnp.PyArray_ISALIGNED(array)    # so far; settled when the axes are merged
+    for d in range(n_outer):
+        a.outer[d] = strides[d]
+    for d in range(n_inner):
+        a.inner[d] = strides[n_outer + d]
+
+
+cdef int merge_axes(int ndim, Py_ssize_t* shape, Py_ssize_t** strides, int arrays) noexcept:
+    """Drop axes of length 1 and join neighbours that every array steps through as one; returns how many are left."""
+    cdef int d, k, left = 0
+    cdef bint join
+    for d in range(ndim):
+        if shape[d] == 1:
+            continue
+        join = left > 0
+        for k in range(arrays):
+            if join and strides[k][left - 1] != strides[k][d] * shape[d]:
+                join = False
+        if join:
+            shape[left - 1] *= shape[d]
+            for k in range(arrays):
+                strides[k][left - 1] = strides[k][d]
+        else:
+            shape[left] = shape[d]
+            for k in range(arrays):
+                strides[k][left] = strides[k][d]
+            left += 1
+    return left
+
+
+cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t itemsize):
+    a.direct = (a.direct and a.storage == storage
+                and (plan.n_inner == 0 or (plan.n_inner == 1 and a.inner[0] == itemsize)))
+
+
+def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, int n_inner, double scale, ignored,
+        bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads):
+    """Run one operation over rows first_row .. last_row (to the end if -1).
+
+    The operands and the mask have one shape, with the n_inner reduced axes last; labels, a result per row and the sign
+    have the others; a result per element has all. The gate has checked every type. Returns the first row whose label is
+    out of range (or -1), that label as 64 bits, and the number of rows whose label is not ignored.
+    """
+    cdef Plan plan
+    cdef Py_ssize_t* outer[6]
+    cdef Py_ssize_t* inner[6]
+    cdef int d, k, n_outer, outers = 0, inners = 0, failed
+    cdef cnp.ndarray first = operands[0]
+    cdef bint maps = op == SOFTMAX or op == LOG_SOFTMAX
+    cdef int storage = FK_F64 if double_precision else FK_F32
+    cdef Py_ssize_t itemsize = 8 if double_precision else 4
+    n_outer = cnp.PyArray_NDIM(first) - n_inner
+    plan.op = op
+    plan.operands = <int>len(operands)
+    plan.has_mask = mask is not None
+    plan.has_labels = labels is not None
+    plan.has_sign = sign is not None
+    plan.has_ignored = ignored is not None
+    plan.ignored = 0 if ignored is None else ignored
+    plan.scale = scale
+    plan.stream = stream
+    plan.flat_out = flat_out
+    plan.kept = 0
+    plan.bad_row = -1
+    plan.bad_label = 0
+    plan.lock = 0
+    plan.rows = plan.classes = 1
+    for d in range(n_outer):
+        plan.outer_shape[d] = cnp.PyArray_DIM(first, d)
+        plan.rows *= plan.outer_shape[d]
+    for d in range(n_inner):
+        plan.inner_shape[d] = cnp.PyArray_DIM(first, n_outer + d)
+        plan.classes *= plan.inner_shape[d]
+    for k in range(plan.operands):
+        set_operand(&plan.operand[k], operands[k], n_outer, n_inner)
+        outer[outers] = plan.operand[k].outer
+        inner[inners] = plan.operand[k].inner
+        outers += 1
+        inners += 1
+    if plan.has_mask:
+        set_operand(&plan.mask, mask, n_outer, n_inner)
+        outer[outers] = plan.mask.outer
+        inner[inners] = plan.mask.inner
+        outers += 1
+        inners += 1
+    if plan.has_labels:
+        set_operand(&plan.labels, labels, n_outer, 0)
+        outer[outers] = plan.labels.outer
+        outers += 1
+    set_operand(&plan.out, out, 0 if flat_out else n_outer, n_inner if maps else 0)
+    if not flat_out:
+        outer[outers] = plan.out.outer
+        outers += 1
+    if maps:
+        inner[inners] = plan.out.inner
+        inners += 1
+    if plan.has_sign:
+        set_operand(&plan.sign, sign, n_outer, 0)
+        outer[outers] = plan.sign.outer
+        outers += 1
+    plan.n_outer = merge_axes(n_outer, plan.outer_shape, outer, outers)
+    plan.n_inner = merge_axes(n_inner, plan.inner_shape, inner, inners)
+    for k in range(plan.operands):
+        settle_direct(&plan, &plan.operand[k], storage, itemsize)
+    settle_direct(&plan, &plan.out, storage, itemsize)
+    plan.first_row = first_row
+    plan.last_row = plan.rows if last_row < 0 else last_row
+    with nogil:
+        if double_precision:
+            failed = execute[double](&plan, threads, NULL)
+        else:
+            failed = execute[float](&plan, threads, NULL)
+    if failed:
+        raise MemoryError("fastkl: no memory for the threads' scratch buffers")
+    return plan.bad_row, plan.bad_label, plan.kept
+
+
+def check_labels(cnp.ndarray labels, Py_ssize_t classes, ignored):
+    """The first row whose label is out of range, and that label as 64 bits, or (-1, 0); rows in C order."""
+    cdef Plan plan
+    cdef Py_ssize_t* strides = plan.labels.outer
+    cdef Py_ssize_t row
+    cdef int d, n_outer = cnp.PyArray_NDIM(labels)
+    set_operand(&plan.labels, labels, n_outer, 0)
+    plan.classes = classes
+    plan.has_ignored = ignored is not None
+    plan.ignored = 0 if ignored is None else ignored
+    plan.bad_row = -1
+    plan.bad_label = 0
+    plan.lock = 0
+    plan.rows = 1
+    for d in range(n_outer):
+        plan.outer_shape[d] = cnp.PyArray_DIM(labels, d)
+        plan.rows *= plan.outer_shape[d]
+    plan.n_outer = merge_axes(n_outer, plan.outer_shape, &strides, 1)
+    with nogil:
+        for row in range(plan.rows):
+            if read_label(&plan, row) == BAD_LABEL:
+                break
+    return plan.bad_row, plan.bad_label

@@ -1,0 +1,201 @@
+# The 64 lanes: what a sum, a maximum and a fold are, in an order that never changes.
+#
+# A block is read as vectors of 64 elements; lane j adds up elements j, j + 64, j + 128, ... RUN vectors are added in the
+# data's own type, then the lanes go over into doubles: eight additions are few enough that float32 loses less than an
+# eps even on constant rows, whose rounding errors all have one sign. Lanes are folded by a fixed tree, block totals are
+# added in order by two-sum. gcc vectorises the loops over lanes because no addition has to change places.
+
+cimport cython
+from libc.math cimport INFINITY, NAN
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "vmath.h" nogil:
+    float exp_up_f32(float x)
+    double exp_up_f64(double x)
+    float log_f32(float x)
+    double log_f64(double x)
+    double log_any_f64(double x)
+    void log1p_split_f64(double y, double* hi, double* lo)
+    double log1p_f64(double y)
+    float kl_term_f32(float p, float q)
+    double kl_term_f64(double p, double q)
+    double kl_term_any_f64(double p, double q, double q_lo)
+    double xlogy_any_f64(double x, double y)
+
+cdef extern from "memory.h" nogil:
+    void fk_load_tile_f32(float* dst, Py_ssize_t dr, Py_ssize_t dc, const char* src, Py_ssize_t sr, Py_ssize_t sc,
+                          Py_ssize_t nr, Py_ssize_t nc, int storage, int swap)
+    void fk_load_tile_f64(double* dst, Py_ssize_t dr, Py_ssize_t dc, const char* src, Py_ssize_t sr, Py_ssize_t sc,
+                          Py_ssize_t nr, Py_ssize_t nc, int storage, int swap)
+    void fk_mask_tile_f32(float* dst, Py_ssize_t dr, Py_ssize_t dc, const char* mask, Py_ssize_t sr, Py_ssize_t sc,
+                          Py_ssize_t nr, Py_ssize_t nc, float absent)
+    void fk_mask_tile_f64(double* dst, Py_ssize_t dr, Py_ssize_t dc, const char* mask, Py_ssize_t sr, Py_ssize_t sc,
+                          Py_ssize_t nr, Py_ssize_t nc, double absent)
+    void fk_store_tile_f32(char* dst, Py_ssize_t sr, Py_ssize_t sc, const float* src, Py_ssize_t dr, Py_ssize_t dc,
+                           Py_ssize_t nr, Py_ssize_t nc)
+    void fk_store_tile_f64(char* dst, Py_ssize_t sr, Py_ssize_t sc, const double* src, Py_ssize_t dr, Py_ssize_t dc,
+                           Py_ssize_t nr, Py_ssize_t nc)
+    void fk_transpose_f32(float* dst, Py_ssize_t dstride, const float* src, Py_ssize_t sstride, Py_ssize_t ni,
+                          Py_ssize_t nj)
+    void fk_transpose_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
+                          Py_ssize_t nj)
+    void fk_stream(char* dst, const char* src, size_t n)
+    void fk_stream_end()
+    void fk_prefetch(const void* p)
+    unsigned int fk_default_mode()
+    void fk_restore_mode(unsigned int found)
+    uint64_t fk_label(const char* p, int storage, int swap)
+    void fk_record_bad_label(Py_ssize_t* bad_row, uint64_t* bad_label, char* lock, Py_ssize_t row, uint64_t label)
+    void fk_add_count(Py_ssize_t* count, Py_ssize_t n)
+
+cdef extern from *:
+    """
+    #define FK_DOWN 0x1p-64 /* undoes the factor of exp_up */
+    """
+    const double FK_DOWN
+
+ctypedef fused real:
+    float
+    double
+
+cdef enum:
+    LANES = 64
+    RUN = 8          # vectors added in the data's own type
+    BLOCK = 4096     # elements between two folds
+    CHUNK = 131072   # elements of a row that one thread takes at a time; chunks are merged in order
+    TILE = 64        # rows finished together
+    ACROSS = 64      # rows of at most so many classes are worked on across rows
+    MAXDIM = 64      # NumPy's own limit
+
+
+cdef inline real exp_up(real x) noexcept nogil:
+    if real is float:
+        return exp_up_f32(x)
+    else:
+        return exp_up_f64(x)
+
+
+cdef inline real log_of(real x) noexcept nogil:
+    if real is float:
+        return log_f32(x)
+    else:
+        return log_f64(x)
+
+
+cdef inline real kl_term(real p, real q) noexcept nogil:
+    if real is float:
+        return kl_term_f32(p, q)
+    else:
+        return kl_term_f64(p, q)
+
+
+cdef inline real lowest(real like) noexcept nogil:
+    """The most negative finite number of the type."""
+    if real is float:
+        return -3.4028234663852886e38
+    else:
+        return -1.7976931348623157e308
+
+
+cdef inline double fold_sum(double* t) noexcept nogil:
+    """Add 64 lanes by a tree of fixed shape; t is overwritten."""
+    cdef int j
+    for j in range(32):
+        t[j] += t[j + 32]
+    for j in range(16):
+        t[j] += t[j + 16]
+    for j in range(8):
+        t[j] += t[j + 8]
+    for j in range(4):
+        t[j] += t[j + 4]
+    return (t[0] + t[2]) + (t[1] + t[3])
+
+
+cdef inline real fold_max(real* t) noexcept nogil:
+    cdef int j
+    for j in range(32):
+        t[j] = t[j] if t[j] > t[j + 32] else t[j + 32]
+    for j in range(16):
+        t[j] = t[j] if t[j] > t[j + 16] else t[j + 16]
+    for j in range(8):
+        t[j] = t[j] if t[j] > t[j + 8] else t[j + 8]
+    for j in range(4):
+        t[j] = t[j] if t[j] > t[j + 4] else t[j + 4]
+    for j in range(2):
+        t[j] = t[j] if t[j] > t[j + 2] else t[j + 2]
+    return t[0] if t[0] > t[1] else t[1]
+
+
+cdef inline real fold_min(real* t) noexcept nogil:
+    cdef int j
+    for j in range(LANES):
+        t[j] = -t[j]
+    return -fold_max(t)
+
+
+cdef inline void two_sum_add(double* hi, double* lo, double x) noexcept nogil:
+    """hi + lo += x, the rounding error of hi kept in lo (Knuth)."""
+    cdef double s = hi[0] + x
+    cdef double b = s - hi[0]
+    lo[0] += (hi[0] - (s - b)) + (x - b)
+    hi[0] = s
+
+
+cdef inline double closed(double hi, double lo) noexcept nogil:
+    """hi + lo, where lo is NaN because hi became infinite."""
+    return hi + lo if lo == lo else hi
+
+
+cdef inline void fold_two_sum(double* hi, double* lo) noexcept nogil:
+    """Fold 64 pairs hi + lo into hi[0] + lo[0] by the same tree."""
+    cdef int j, w = 32
+    cdef double s, b
+    while w > 0:
+        for j in range(w):
+            s = hi[j] + hi[j + w]
+            b = s - hi[j]
+            lo[j] = (lo[j] + lo[j + w]) + ((hi[j] - (s - b)) + (hi[j + w] - b))
+            hi[j] = s
+        w >>= 1
+
+
+# ---- vectors of a row -------------------------------------------------------------------------------------------------
+# Vector i of a block is its elements 64*i to 64*i + 63. A few vectors are not what lies in memory: the last one, where
+# the row ends inside it, and those that hold an element to be left out (the label's, the maximum's). They are copied
+# to `patch` and changed there; at[k] is the number of the vector that slot k stands for, or -1.
+
+cdef inline const real* vector_at(const real* x, Py_ssize_t i, const real* patch, const Py_ssize_t* at) noexcept nogil:
+    if i == at[0]:
+        return patch
+    if i == at[1]:
+        return patch + LANES
+    if i == at[2]:
+        return patch + 2 * LANES
+    return x + i * LANES
+
+
+cdef inline real* open_patch(const real* x, Py_ssize_t n, Py_ssize_t i, real absent, real* patch,
+                             Py_ssize_t* at) noexcept nogil:
+    """Return the patch of vector i, made from memory (absent past the row's end) unless it is there already."""
+    cdef Py_ssize_t k = 0, rest = n - i * LANES
+    cdef const real* v = x + i * LANES
+    cdef real* w
+    cdef int j
+    while at[k] >= 0 and at[k] != i:
+        k += 1
+    w = patch + k * LANES
+    if at[k] < 0:
+        at[k] = i
+        for j in range(LANES):
+            w[j] = v[j] if j < rest else absent
+    return w
+
+
+cdef inline Py_ssize_t start_patches(const real* x, Py_ssize_t n, real absent, real* patch,
+                                     Py_ssize_t* at) noexcept nogil:
+    """Forget all patches, patch the tail if there is one, and return the number of vectors."""
+    cdef Py_ssize_t count = (n + LANES - 1) // LANES
+    at[0] = at[1] = at[2] = -1
+    if n % LANES:
+        open_patch(x, n, count - 1, absent, patch, at)
+    return count

@@ -1,0 +1,438 @@
+# Log-sum-exp and what is made of it: softmax, log_softmax, the entropy of logits; the label's loss in labels.pxi.
+#
+# Lazy reference: m is the maximum of a row's first block. One loop over each block sums exp(x - m) and finds the block's
+# maximum; where that exceeds m + 1 the sums are rescaled, m is set anew and the block is summed again out of L1. A larger
+# threshold would cost accuracy. The element at m is left out of s and stands in c as an exact 1: log(c + s) is then
+# log1p((c - 1) + s), right to the last digit also where that element dominates (LSE([0, -40]) is 4.2e-18).
+
+
+cdef void max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, real* out) noexcept nogil:
+    """Maximum of each lane; NaNs are passed over here and carried by the sum."""
+    cdef real top[LANES]
+    cdef Py_ssize_t i
+    cdef int j
+    cdef const real* v
+    for j in range(LANES):
+        top[j] = -INFINITY
+    for i in range(count):
+        v = vector_at(x, i, patch, at)
+        for j in range(LANES):
+            top[j] = v[j] if v[j] > top[j] else top[j]
+    for j in range(LANES):
+        out[j] = top[j]
+
+
+cdef void exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
+                        double* sums, real* tops, const char* ahead) noexcept nogil:
+    """Per lane: sum of exp(x - reference) and maximum, in one loop, while the row at `ahead` is prefetched."""
+    cdef real m[LANES]
+    cdef real s[LANES]
+    cdef real top[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0, k, stop
+    cdef int j
+    cdef const real* v
+    for j in range(LANES):
+        m[j] = reference[j]
+        top[j] = -INFINITY
+        t[j] = 0
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = 0
+        while i < stop:
+            v = vector_at(x, i, patch, at)
+            if ahead != NULL:
+                for k in range(0, LANES * sizeof(real), 64):
+                    fk_prefetch(ahead + i * LANES * sizeof(real) + k)
+            for j in range(LANES):
+                s[j] += exp_up(v[j] - m[j])
+                top[j] = v[j] if v[j] > top[j] else top[j]
+            i += 1
+        for j in range(LANES):
+            t[j] += s[j]
+    for j in range(LANES):
+        sums[j] = t[j] * FK_DOWN
+        tops[j] = top[j]
+
+
+cdef void moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
+                       double* moments) noexcept nogil:
+    """Per lane: sum of (m - x) exp(x - m), out of L1 after exp_sum_lanes."""
+    cdef real m[LANES]
+    cdef real s[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
+    cdef const real* v
+    cdef real d
+    for j in range(LANES):
+        m[j] = reference[j]
+        t[j] = 0
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = 0
+        while i < stop:
+            v = vector_at(x, i, patch, at)
+            for j in range(LANES):
+                # exp_up is 0 long before 1000; inf * 0 would be NaN
+                d = m[j] - v[j]
+                d = 1000 if d > 1000 else d
+                s[j] += d * exp_up(v[j] - m[j])
+            i += 1
+        for j in range(LANES):
+            t[j] += s[j]
+    for j in range(LANES):
+        moments[j] = t[j] * FK_DOWN
+
+
+cdef void weighted_lanes(const real* x, const real* b, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
+                         const real* b_patch, const real* reference, double* sums) noexcept nogil:
+    """Per lane: sum of b exp(x - reference) over the elements with b != 0."""
+    cdef real m[LANES]
+    cdef real s[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
+    cdef const real* v
+    cdef const real* w
+    cdef real e
+    for j in range(LANES):
+        m[j] = reference[j]
+        t[j] = 0
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = 0
+        while i < stop:
+            v = vector_at(x, i, patch, at)
+            w = vector_at(b, i, b_patch, at)
+            for j in range(LANES):
+                e = w[j] * exp_up(v[j] - m[j])
+                s[j] += 0 if w[j] == 0 else e
+            i += 1
+        for j in range(LANES):
+            t[j] += s[j]
+    for j in range(LANES):
+        sums[j] = t[j] * FK_DOWN
+
+
+cdef inline Py_ssize_t find_top(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
+                                const real* tops, real top) noexcept nogil:
+    """Index of an element equal to the maximum: the first in the first lane that holds it."""
+    cdef Py_ssize_t i
+    cdef int j = 0
+    while tops[j] != top:
+        j += 1
+    for i in range(count):
+        if vector_at(x, i, patch, at)[j] == top:
+            return i * LANES + j
+    return -1  # not reached: tops came from these vectors
+
+
+cdef inline void rescale(State* st, double m) noexcept nogil:
+    """Move the sums to the reference m > st.m: the old top is one element among others now."""
+    cdef double f = exp_up_f64(st.m - m) * FK_DOWN
+    two_sum_add(&st.s, &st.s_lo, st.c)
+    if st.s == 0:
+        st.u = st.u_lo = 0     # nothing above -inf yet, and m - st.m may overflow
+    else:
+        st.u = (st.u + (m - st.m) * st.s) * f
+        st.u_lo *= f
+    st.s *= f
+    st.s_lo *= f
+    st.c = 0
+    st.m = m
+
+
+cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* ahead,
+                          State* st) noexcept nogil:
+    """Add a block to a row's state. hole: the index of an element that is absent (the label's), or -1."""
+    cdef real patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef real tops[LANES]
+    cdef real m[LANES]
+    cdef double sums[LANES]
+    cdef double block = 0, shift
+    cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at), top_at, i
+    cdef int j
+    cdef real top
+    cdef bint again
+    if hole >= 0:
+        open_patch(x, n, hole // LANES, <real>-INFINITY, patch, at)[hole % LANES] = -INFINITY
+    if st.m == INFINITY:
+        # The row's sum is infinite: all that is left to find is a NaN, which wins.
+        for i in range(count * LANES):
+            top = vector_at(x, i // LANES, patch, at)[i % LANES]
+            if top != top:
+                st.s = NAN
+        return
+    if st.m == -INFINITY:
+        max_lanes(x, count, patch, at, tops)
+        again = True
+    else:
+        for j in range(LANES):
+            m[j] = <real>st.m
+        exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
+        again = False
+    top = tops[0]
+    for j in range(LANES):
+        m[j] = tops[j]
+    top = fold_max(m)
+    if not again and top > st.m + 1:
+        rescale(st, top)
+        again = True
+    if again:
+        if top == -INFINITY:
+            st.m = lowest(top)     # finite, so that x - m is -inf and not NaN; any other element exceeds it
+        else:
+            st.m = top
+            top_at = find_top(x, count, patch, at, tops, top)
+            open_patch(x, n, top_at // LANES, <real>-INFINITY, patch, at)[top_at % LANES] = -INFINITY
+            st.c = 1
+            if top == INFINITY:
+                logsumexp_block(x, n, hole, moments, NULL, st)
+                return
+        for j in range(LANES):
+            m[j] = <real>st.m
+        exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
+    two_sum_add(&st.s, &st.s_lo, fold_sum(sums))
+    if moments:
+        for j in range(LANES):
+            m[j] = <real>st.m
+        moment_lanes(x, count, patch, at, m, sums)
+        two_sum_add(&st.u, &st.u_lo, fold_sum(sums))
+
+
+cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scratch, State* st) noexcept nogil:
+    """logsumexp with weights: an element of weight 0 is absent, whatever it holds. scratch: BLOCK elements."""
+    cdef real patch[3 * LANES]
+    cdef real b_patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef Py_ssize_t b_at[3]
+    cdef real tops[LANES]
+    cdef real m[LANES]
+    cdef double sums[LANES]
+    cdef Py_ssize_t i, count, top_at
+    cdef int j
+    cdef real top
+    cdef bint nan = False
+    for i in range(n):
+        scratch[i] = x[i] if b[i] != 0 else <real>-INFINITY
+    count = start_patches(scratch, n, <real>-INFINITY, patch, at)
+    start_patches(b, n, <real>0, b_patch, b_at)
+    max_lanes(scratch, count, patch, at, tops)
+    for j in range(LANES):
+        m[j] = tops[j]
+    top = fold_max(m)
+    if top > st.m:
+        if st.m == -INFINITY:
+            st.m = top
+        else:
+            rescale(st, top)
+        if top < INFINITY:
+            top_at = find_top(scratch, count, patch, at, tops, top)
+            st.c = b[top_at]
+            open_patch(scratch, n, top_at // LANES, <real>-INFINITY, patch, at)[top_at % LANES] = -INFINITY
+            open_patch(b, n, top_at // LANES, <real>0, b_patch, b_at)[top_at % LANES] = 0
+    elif st.m == -INFINITY:
+        st.m = lowest(top)
+    if st.m == INFINITY:
+        # Infinite elements: their weights say which infinity it is, or that there is none (inf - inf).
+        for i in range(n):
+            if scratch[i] == INFINITY:
+                two_sum_add(&st.s, &st.s_lo, b[i] * INFINITY)
+            elif scratch[i] != scratch[i] or b[i] != b[i]:
+                st.s = NAN
+        return
+    for j in range(LANES):
+        m[j] = <real>st.m
+    weighted_lanes(scratch, b, count, patch, at, b_patch, m, sums)
+    two_sum_add(&st.s, &st.s_lo, fold_sum(sums))
+
+
+cdef void logsumexp_across(real* tile, Py_ssize_t classes, Py_ssize_t rows, bint moments, Sums* a) noexcept nogil:
+    """A tile of short rows, one lane a row: tile[c*LANES + j] is class c of row j. Labels' logits are -inf already."""
+    cdef real top[LANES]
+    cdef real where[LANES]
+    cdef Py_ssize_t at[3]
+    cdef Py_ssize_t c, i
+    cdef int j
+    cdef const real* v
+    at[0] = at[1] = at[2] = -1
+    for j in range(LANES):
+        top[j] = -INFINITY
+        where[j] = -1
+    for c in range(classes):
+        v = tile + c * LANES
+        for j in range(LANES):
+            where[j] = <real>c if v[j] > top[j] else where[j]
+            top[j] = v[j] if v[j] > top[j] else top[j]
+    for j in range(LANES):
+        a.c[j] = 0
+        if where[j] >= 0:
+            tile[<Py_ssize_t>where[j] * LANES + j] = -INFINITY
+            a.c[j] = 1
+        else:
+            top[j] = lowest(top[j])
+        a.m[j] = top[j]
+        a.s_lo[j] = 0
+        a.u_lo[j] = 0
+    exp_sum_lanes(tile, classes, tile, at, top, a.s, top, NULL)
+    if moments:
+        for j in range(LANES):
+            top[j] = <real>a.m[j]
+        moment_lanes(tile, classes, tile, at, top, a.u)
+    for j in range(rows):
+        if where[j] >= 0:
+            tile[<Py_ssize_t>where[j] * LANES + j] = <real>a.m[j]
+        if a.m[j] == INFINITY:
+            a.s[j] = 0
+            for c in range(classes):
+                if tile[c * LANES + j] != tile[c * LANES + j]:
+                    a.s[j] = NAN
+
+
+cdef void merge_logsumexp(State* st, State* other) noexcept nogil:
+    """Add a later chunk's sums to a row's. The larger reference stays, the earlier one where they are equal."""
+    cdef State swapped
+    if other.m > st.m:
+        swapped = st[0]
+        st[0] = other[0]
+        other[0] = swapped
+    if other.m < st.m:
+        rescale(other, st.m)
+    two_sum_add(&st.s, &st.s_lo, other.c)
+    two_sum_add(&st.s, &st.s_lo, other.s)
+    st.s_lo += other.s_lo
+    two_sum_add(&st.u, &st.u_lo, other.u)
+    st.u_lo += other.u_lo
+
+
+cdef inline double excess(const Sums* a, Py_ssize_t j) noexcept nogil:
+    """c + s - 1, c being 1 or near it: exact where s is small."""
+    return ((a.c[j] - 1) + a.s[j]) + a.s_lo[j]
+
+
+cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, double scale, double* out, double* log_part) noexcept nogil:
+    """out = m + log(c + s), log_part = log(c + s). The log comes as k ln 2 + rest: m + k ln 2 is added exactly first, so
+    that nothing is lost where m is near -log(c + s)."""
+    cdef double hi, lo, sum, b, tail
+    cdef Py_ssize_t g, j
+    cdef int i
+    for g in range(0, rows, 8):
+        for i in range(8):
+            j = g + i
+            log1p_split_f64(excess(a, j), &hi, &lo)
+            sum = a.m[j] + hi
+            b = sum - a.m[j]
+            tail = (a.m[j] - (sum - b)) + (hi - b)
+            tail = tail if tail == tail else 0       # m infinite
+            out[j] = sum + (tail + lo)
+            log_part[j] = hi + lo
+
+
+cdef void finish_weighted(const Sums* a, Py_ssize_t rows, bint signed, double* out, double* sign) noexcept nogil:
+    """m + log abs(c + s), and the sign of c + s; without signed a negative total is NaN."""
+    cdef double total, size, y, hi, lo, sum, b, tail
+    cdef Py_ssize_t j
+    for j in range(rows):
+        total = a.c[j] + closed(a.s[j], a.s_lo[j])
+        sign[j] = 1 if total > 0 else (-1 if total < 0 else total)    # 0 and NaN stay
+        if total < 0 and not signed:
+            out[j] = NAN
+            continue
+        if total < 0:
+            y = ((-a.c[j] - 1) - a.s[j]) - a.s_lo[j]
+        else:
+            y = excess(a, j)
+        if total == 0:
+            out[j] = -INFINITY
+            continue
+        if total == INFINITY or total == -INFINITY:
+            out[j] = INFINITY
+            continue
+        log1p_split_f64(y, &hi, &lo)
+        sum = a.m[j] + hi
+        b = sum - a.m[j]
+        tail = (a.m[j] - (sum - b)) + (hi - b)
+        out[j] = sum + (tail + lo) if tail == tail else sum + lo
+
+
+cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale, double* out) noexcept nogil:
+    """H = log(c + s) + u / (c + s): both parts are >= 0 up to the rounding of m, so nothing cancels."""
+    cdef Py_ssize_t g, j
+    cdef int i
+    cdef double hi, lo, y
+    for g in range(0, rows, 8):
+        for i in range(8):
+            j = g + i
+            y = excess(a, j)
+            log1p_split_f64(y, &hi, &lo)
+            y = ((hi + lo) + (a.u[j] + a.u_lo[j]) / (1 + y)) * scale
+            # no distribution: an infinite logit, or none above -inf
+            out[j] = NAN if a.m[j] == INFINITY or a.c[j] + a.s[j] == 0 else y
+
+
+# ---- softmax and log_softmax: the second pass over a row, out of cache where it fits -------------------------------------
+
+cdef inline void map_vector(const real* v, real m, real k, bint log, real* w) noexcept nogil:
+    """64 results: exp(x - m) * k, with k = 2^-64 / sum, or (x - m) - k, with k = log(sum)."""
+    cdef int j
+    if log:
+        for j in range(LANES):
+            w[j] = (v[j] - m) - k
+    else:
+        for j in range(LANES):
+            w[j] = exp_up(v[j] - m) * k
+
+
+cdef void map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y) noexcept nogil:
+    """One row's block; y may be x. Each vector is computed whole before any of it is stored."""
+    cdef real w[LANES]
+    cdef Py_ssize_t i = 0, whole = n - n % LANES
+    cdef int j
+    while i < whole:
+        map_vector(x + i, m, k, log, w)
+        for j in range(LANES):
+            y[i + j] = w[j]
+        i += LANES
+    if whole < n:
+        for j in range(LANES):
+            w[j] = x[whole + j] if j < n - whole else <real>0
+        map_vector(w, m, k, log, w)
+        for j in range(n - whole):
+            y[whole + j] = w[j]
+
+
+cdef void map_across(real* tile, Py_ssize_t classes, const real* m, const real* k, bint log) noexcept nogil:
+    """A tile of short rows, in place."""
+    cdef Py_ssize_t c
+    cdef int j
+    cdef real* v
+    for c in range(classes):
+        v = tile + c * LANES
+        if log:
+            for j in range(LANES):
+                v[j] = (v[j] - m[j]) - k[j]
+        else:
+            for j in range(LANES):
+                v[j] = exp_up(v[j] - m[j]) * k[j]
+
+
+cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, double* k) noexcept nogil:
+    """What map_vector calls k; NaN where the row has no softmax (a +inf, or nothing above -inf)."""
+    cdef Py_ssize_t g, j
+    cdef int i
+    cdef double hi, lo, y
+    for g in range(0, rows, 8):
+        for i in range(8):
+            j = g + i
+            y = excess(a, j)
+            if log:
+                log1p_split_f64(y, &hi, &lo)
+                y = hi + lo
+            else:
+                y = FK_DOWN / (1 + y)
+            k[j] = NAN if a.m[j] == INFINITY or a.c[j] + a.s[j] == 0 else y

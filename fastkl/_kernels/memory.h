@@ -1,0 +1,296 @@
+/* How numbers get in and out of memory: storage types, tiles, transposes, streaming stores.
+ *
+ * Everything here is total: no pointer is read or written outside the elements named by the arguments. Elements are
+ * loaded with memcpy, so that misaligned arrays are no undefined behaviour; gcc turns that into plain moves.
+ */
+#ifndef FASTKL_MEMORY_H
+#define FASTKL_MEMORY_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define FK_INLINE static inline __attribute__((always_inline))
+#define FK_LANES 64
+
+/* Storage types, in the order of fastkl._args.STORAGE. */
+enum {
+    FK_F32, FK_F64, FK_F16, FK_BF16, FK_BOOL,
+    FK_I8, FK_U8, FK_I16, FK_U16, FK_I32, FK_U32, FK_I64, FK_U64
+};
+
+/* float16 to float32, exact: move the bits up and multiply by 2^112, which also makes denormals right; an exponent of
+   all ones (inf, NaN) is put back by hand. */
+FK_INLINE float fk_from_f16(uint16_t h) {
+    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13, bits;
+    float f;
+    memcpy(&f, &magnitude, 4);
+    f *= 0x1p112f;
+    memcpy(&bits, &f, 4);
+    bits |= (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+    bits |= (uint32_t)(h & 0x8000) << 16;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+FK_INLINE float fk_from_bf16(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+FK_INLINE uint8_t fk_swap8(uint8_t v) { return v; }
+
+/* LOAD reads one element of an unsigned word type, swaps its bytes if asked, and converts. */
+#define FK_LOAD(WORD, SWAP, VALUE)                                                  \
+    do {                                                                            \
+        WORD w;                                                                     \
+        memcpy(&w, s, sizeof w);                                                    \
+        if (swap) w = SWAP(w);                                                      \
+        *d = VALUE;                                                                 \
+    } while (0)
+
+/* Rows are the outer loop where a row's elements lie closer together than its neighbours do, else the inner one. */
+#define FK_WALK(WORD, SWAP, VALUE)                                                  \
+    do {                                                                            \
+        ptrdiff_t i, j;                                                             \
+        if (llabs(sr) < llabs(sc))                                                  \
+            for (j = 0; j < nc; j++)                                                \
+                for (i = 0; i < nr; i++) {                                          \
+                    const char *s = src + i * sr + j * sc;                          \
+                    __typeof__(dst) d = dst + i * dr + j * dc;                      \
+                    FK_LOAD(WORD, SWAP, VALUE);                                     \
+                }                                                                   \
+        else                                                                        \
+            for (i = 0; i < nr; i++)                                                \
+                for (j = 0; j < nc; j++) {                                          \
+                    const char *s = src + i * sr + j * sc;                          \
+                    __typeof__(dst) d = dst + i * dr + j * dc;                      \
+                    FK_LOAD(WORD, SWAP, VALUE);                                     \
+                }                                                                   \
+    } while (0)
+
+FK_INLINE float fk_word_f32(uint32_t w) { float f; memcpy(&f, &w, 4); return f; }
+FK_INLINE double fk_word_f64(uint64_t w) { double f; memcpy(&f, &w, 8); return f; }
+
+/* Load an nr x nc tile: element (i, j) is at src + i*sr + j*sc (bytes), and goes to dst[i*dr + j*dc]. */
+#define FK_DEFINE_LOAD_TILE(NAME, REAL)                                                              \
+    static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr,           \
+                     ptrdiff_t sc, ptrdiff_t nr, ptrdiff_t nc, int storage, int swap) {              \
+        switch (storage) {                                                                           \
+        case FK_F32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)fk_word_f32(w)); break;              \
+        case FK_F64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)fk_word_f64(w)); break;              \
+        case FK_F16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_f16(w)); break;              \
+        case FK_BF16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_bf16(w)); break;            \
+        case FK_BOOL: FK_WALK(uint8_t, fk_swap8, (REAL)(w != 0)); break;                             \
+        case FK_I8: FK_WALK(uint8_t, fk_swap8, (REAL)(int8_t)w); break;                              \
+        case FK_U8: FK_WALK(uint8_t, fk_swap8, (REAL)w); break;                                      \
+        case FK_I16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)(int16_t)w); break;                  \
+        case FK_U16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)w); break;                           \
+        case FK_I32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)(int32_t)w); break;                  \
+        case FK_U32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)w); break;                           \
+        case FK_I64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)(int64_t)w); break;                  \
+        default: FK_WALK(uint64_t, __builtin_bswap64, (REAL)w); break;                               \
+        }                                                                                            \
+    }
+
+FK_DEFINE_LOAD_TILE(fk_load_tile_f32, float)
+FK_DEFINE_LOAD_TILE(fk_load_tile_f64, double)
+
+/* Put `absent` where the mask (one byte an element, 0 for masked out) says so. */
+#define FK_DEFINE_MASK_TILE(NAME, REAL)                                                              \
+    static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *mask, ptrdiff_t sr,          \
+                     ptrdiff_t sc, ptrdiff_t nr, ptrdiff_t nc, REAL absent) {                        \
+        ptrdiff_t i, j;                                                                              \
+        for (i = 0; i < nr; i++)                                                                     \
+            for (j = 0; j < nc; j++) {                                                               \
+                REAL v = dst[i * dr + j * dc];                                                       \
+                dst[i * dr + j * dc] = mask[i * sr + j * sc] ? v : absent;                           \
+            }                                                                                        \
+    }
+
+FK_DEFINE_MASK_TILE(fk_mask_tile_f32, float)
+FK_DEFINE_MASK_TILE(fk_mask_tile_f64, double)
+
+/* The reverse of load_tile, in the type of the result, which the gate has made native and aligned. */
+#define FK_DEFINE_STORE_TILE(NAME, REAL)                                                             \
+    static void NAME(char *dst, ptrdiff_t sr, ptrdiff_t sc, const REAL *src, ptrdiff_t dr,           \
+                     ptrdiff_t dc, ptrdiff_t nr, ptrdiff_t nc) {                                     \
+        ptrdiff_t i, j;                                                                              \
+        if (llabs(sr) < llabs(sc))                                                                   \
+            for (j = 0; j < nc; j++)                                                                 \
+                for (i = 0; i < nr; i++) *(REAL *)(dst + i * sr + j * sc) = src[i * dr + j * dc];    \
+        else                                                                                         \
+            for (i = 0; i < nr; i++)                                                                 \
+                for (j = 0; j < nc; j++) *(REAL *)(dst + i * sr + j * sc) = src[i * dr + j * dc];    \
+    }
+
+FK_DEFINE_STORE_TILE(fk_store_tile_f32, float)
+FK_DEFINE_STORE_TILE(fk_store_tile_f64, double)
+
+/* ---- transposes in registers ------------------------------------------------------------------------------------
+ * Short rows are worked on across rows: 64 rows of C classes become C vectors of 64 lanes. A 32-byte square (8 x 8
+ * floats, 4 x 4 doubles) is transposed in registers; written with GNU vector shuffles, so one source serves every
+ * instruction set. A square that would reach past the last row or class takes the scalar path.
+ */
+typedef float fk_v8f __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double fk_v4d __attribute__((vector_size(32), aligned(8), may_alias));
+typedef int32_t fk_v8i __attribute__((vector_size(32)));
+typedef int64_t fk_v4i __attribute__((vector_size(32)));
+
+/* dst[j*dstride + i] = src[i*sstride + j] for an 8 x 8 square. */
+FK_INLINE void fk_square_f32(float *dst, ptrdiff_t dstride, const float *src, ptrdiff_t sstride) {
+    const fk_v8i lo32 = {0, 8, 1, 9, 4, 12, 5, 13}, hi32 = {2, 10, 3, 11, 6, 14, 7, 15};
+    const fk_v8i lo64 = {0, 1, 8, 9, 4, 5, 12, 13}, hi64 = {2, 3, 10, 11, 6, 7, 14, 15};
+    const fk_v8i lo128 = {0, 1, 2, 3, 8, 9, 10, 11}, hi128 = {4, 5, 6, 7, 12, 13, 14, 15};
+    fk_v8f a[8], b[8];
+    int i;
+    for (i = 0; i < 8; i++) a[i] = *(const fk_v8f *)(src + i * sstride);
+    for (i = 0; i < 4; i++) {
+        b[2 * i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], lo32);
+        b[2 * i + 1] = __builtin_shuffle(a[2 * i], a[2 * i + 1], hi32);
+    }
+    for (i = 0; i < 2; i++) {
+        a[4 * i] = __builtin_shuffle(b[4 * i], b[4 * i + 2], lo64);
+        a[4 * i + 1] = __builtin_shuffle(b[4 * i], b[4 * i + 2], hi64);
+        a[4 * i + 2] = __builtin_shuffle(b[4 * i + 1], b[4 * i + 3], lo64);
+        a[4 * i + 3] = __builtin_shuffle(b[4 * i + 1], b[4 * i + 3], hi64);
+    }
+    for (i = 0; i < 4; i++) {
+        *(fk_v8f *)(dst + i * dstride) = __builtin_shuffle(a[i], a[i + 4], lo128);
+        *(fk_v8f *)(dst + (i + 4) * dstride) = __builtin_shuffle(a[i], a[i + 4], hi128);
+    }
+}
+
+FK_INLINE void fk_square_f64(double *dst, ptrdiff_t dstride, const double *src, ptrdiff_t sstride) {
+    const fk_v4i lo64 = {0, 4, 2, 6}, hi64 = {1, 5, 3, 7}, lo128 = {0, 1, 4, 5}, hi128 = {2, 3, 6, 7};
+    fk_v4d a[4], b[4];
+    int i;
+    for (i = 0; i < 4; i++) a[i] = *(const fk_v4d *)(src + i * sstride);
+    b[0] = __builtin_shuffle(a[0], a[1], lo64);
+    b[1] = __builtin_shuffle(a[0], a[1], hi64);
+    b[2] = __builtin_shuffle(a[2], a[3], lo64);
+    b[3] = __builtin_shuffle(a[2], a[3], hi64);
+    *(fk_v4d *)(dst) = __builtin_shuffle(b[0], b[2], lo128);
+    *(fk_v4d *)(dst + dstride) = __builtin_shuffle(b[1], b[3], lo128);
+    *(fk_v4d *)(dst + 2 * dstride) = __builtin_shuffle(b[0], b[2], hi128);
+    *(fk_v4d *)(dst + 3 * dstride) = __builtin_shuffle(b[1], b[3], hi128);
+}
+
+/* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
+   overlaps its neighbour and writes the same numbers again. */
+#define FK_DEFINE_TRANSPOSE(NAME, REAL, SIDE, SQUARE)                                                \
+    static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni, \
+                     ptrdiff_t nj) {                                                                 \
+        ptrdiff_t i, j;                                                                              \
+        if (ni < SIDE || nj < SIDE) {                                                                \
+            for (j = 0; j < nj; j++)                                                                 \
+                for (i = 0; i < ni; i++) dst[j * dstride + i] = src[i * sstride + j];                \
+            return;                                                                                  \
+        }                                                                                            \
+        for (i = 0; i < ni; i = i + 2 * SIDE <= ni || i + SIDE == ni ? i + SIDE : ni - SIDE)         \
+            for (j = 0; j < nj; j = j + 2 * SIDE <= nj || j + SIDE == nj ? j + SIDE : nj - SIDE)     \
+                SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);              \
+    }
+
+FK_DEFINE_TRANSPOSE(fk_transpose_f32, float, 8, fk_square_f32)
+FK_DEFINE_TRANSPOSE(fk_transpose_f64, double, 4, fk_square_f64)
+
+/* ---- streaming ---------------------------------------------------------------------------------------------------
+ * A non-temporal store spares the read that a plain store makes of the line it is about to overwrite. It pays only
+ * where the output leaves the last-level cache anyway. Head and tail up to a 64-byte boundary are stored plainly.
+ */
+static void fk_stream(char *dst, const char *src, size_t bytes) {
+#if defined(__SSE2__)
+    size_t head = (size_t)(-(uintptr_t)dst & 63);
+    if (head > bytes) head = bytes;
+    memcpy(dst, src, head);
+    dst += head, src += head, bytes -= head;
+    for (; bytes >= 64; dst += 64, src += 64, bytes -= 64) {
+#if defined(__AVX512F__)
+        _mm512_stream_si512((__m512i *)dst, _mm512_loadu_si512((const void *)src));
+#elif defined(__AVX__)
+        _mm256_stream_si256((__m256i *)dst, _mm256_loadu_si256((const __m256i *)src));
+        _mm256_stream_si256((__m256i *)(dst + 32), _mm256_loadu_si256((const __m256i *)(src + 32)));
+#else
+        int i;
+        for (i = 0; i < 64; i += 16)
+            _mm_stream_si128((__m128i *)(dst + i), _mm_loadu_si128((const __m128i *)(src + i)));
+#endif
+    }
+#endif
+    memcpy(dst, src, bytes);
+}
+
+/* Streamed stores become visible to other threads in order only after this. */
+FK_INLINE void fk_stream_end(void) {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+FK_INLINE void fk_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+
+/* ---- the process's floating-point state --------------------------------------------------------------------------
+ * Another library may have set flush-to-zero or denormals-are-zero, or a rounding mode, in this thread: the kernels
+ * run in the default mode and put back what they found.
+ */
+FK_INLINE unsigned fk_default_mode(void) {
+#if defined(__SSE2__)
+    unsigned found = _mm_getcsr();
+    _mm_setcsr((found & 0x3f) | 0x1f80); /* sticky flags kept; all masked, round to nearest, no FTZ, no DAZ */
+    return found;
+#else
+    return 0;
+#endif
+}
+
+FK_INLINE void fk_restore_mode(unsigned found) {
+#if defined(__SSE2__)
+    _mm_setcsr(found);
+#else
+    (void)found;
+#endif
+}
+
+/* ---- labels ------------------------------------------------------------------------------------------------------
+ * One volatile load: what is compared with the number of classes is what is used, even if another thread writes the
+ * label meanwhile. Signed labels are extended, so that a negative one is a huge unsigned number.
+ */
+#define FK_LABEL(WORD, SWAP, SIGNED)                                                                 \
+    do {                                                                                             \
+        WORD w;                                                                                      \
+        if (((uintptr_t)p & (sizeof(WORD) - 1)) == 0) w = *(const volatile WORD *)p;                 \
+        else memcpy(&w, (const void *)p, sizeof w);                                                  \
+        if (swap) w = SWAP(w);                                                                       \
+        return (uint64_t)(int64_t)(SIGNED)w;                                                         \
+    } while (0)
+
+static __attribute__((noinline)) uint64_t fk_label(const char *p, int storage, int swap) {
+    switch (storage) {
+    case FK_I8: FK_LABEL(uint8_t, fk_swap8, int8_t);
+    case FK_U8: FK_LABEL(uint8_t, fk_swap8, uint8_t);
+    case FK_I16: FK_LABEL(uint16_t, __builtin_bswap16, int16_t);
+    case FK_U16: FK_LABEL(uint16_t, __builtin_bswap16, uint16_t);
+    case FK_I32: FK_LABEL(uint32_t, __builtin_bswap32, int32_t);
+    case FK_U32: FK_LABEL(uint32_t, __builtin_bswap32, uint32_t);
+    default: FK_LABEL(uint64_t, __builtin_bswap64, int64_t); /* int64 and uint64: the same 64 bits */
+    }
+}
+
+/* Keep the smallest row seen, with its label: called only where a label is out of range. */
+static void fk_record_bad_label(ptrdiff_t *bad_row, uint64_t *bad_label, char *lock, ptrdiff_t row, uint64_t label) {
+    while (__atomic_test_and_set(lock, __ATOMIC_ACQUIRE)) {
+    }
+    if (*bad_row < 0 || row < *bad_row) *bad_row = row, *bad_label = label;
+    __atomic_clear(lock, __ATOMIC_RELEASE);
+}
+
+FK_INLINE void fk_add_count(ptrdiff_t *count, ptrdiff_t n) { __atomic_fetch_add(count, n, __ATOMIC_RELAXED); }
+
+#endif

@@ -1,0 +1,208 @@
+# A call as the kernels see it: every array becomes rows x classes with strides, and a row is fetched or put back by its
+# number. The gate has broadcast the arrays against each other and moved the reduced axes last; here their axes are
+# merged where all arrays allow it. Nothing below can fail.
+
+cdef enum Op:
+    LOGSUMEXP
+    WEIGHTED_LOGSUMEXP
+    SOFTMAX
+    LOG_SOFTMAX
+    SOFTMAX_CROSS_ENTROPY
+    ENTROPY_OF_LOGITS
+    ENTROPY
+    CROSS_ENTROPY
+    KL
+    KL_NORMALIZED
+    GENERALIZED_KL
+
+cdef struct Operand:
+    char* data
+    int storage
+    bint swap
+    bint direct                     # a row is contiguous in the compute type: read where it lies
+    Py_ssize_t outer[MAXDIM]        # strides in bytes, by outer axis
+    Py_ssize_t inner[MAXDIM]        # and by reduced axis
+
+cdef struct Plan:
+    int op
+    int operands
+    int n_outer
+    int n_inner
+    Py_ssize_t outer_shape[MAXDIM]
+    Py_ssize_t inner_shape[MAXDIM]
+    Py_ssize_t rows
+    Py_ssize_t classes
+    Operand operand[2]
+    Operand mask
+    Operand labels
+    Operand out
+    Operand sign
+    bint has_mask
+    bint has_labels
+    bint has_out
+    bint has_sign
+    bint stream                     # the output leaves the last-level cache: store it non-temporally
+    bint has_ignored
+    uint64_t ignored
+    double scale                    # 1 / ln(base)
+    Py_ssize_t first_row            # rows first_row .. last_row are asked for;
+    Py_ssize_t last_row             # out holds those only where flat_out
+    bint flat_out
+    Py_ssize_t kept                 # rows whose label is not ignored
+    Py_ssize_t bad_row              # first row with a label out of range, or -1
+    uint64_t bad_label
+    char lock
+
+# The sums of up to TILE rows, a lane a row. What they hold depends on the operation:
+#   log space     reference m, weight c of the element left out of s (1, or 0 where there is none), s = sum of the other
+#                 exp(x - m), u = sum of (m - x) exp(x - m)
+#   divergences   s = sum of terms, u = sum of p - q, v = sum of p
+# Pairs (s, s_lo) and (u, u_lo) are the two parts of a two-sum.
+cdef struct Sums:
+    double m[TILE]
+    double c[TILE]
+    double s[TILE]
+    double s_lo[TILE]
+    double u[TILE]
+    double u_lo[TILE]
+    double v[TILE]
+    double label[TILE]              # the label's logit
+    Py_ssize_t index[TILE]          # the label; NO_LABEL, IGNORED or BAD_LABEL
+
+# One row's, while it is read block by block.
+cdef struct State:
+    double m
+    double c
+    double s
+    double s_lo
+    double u
+    double u_lo
+    double v
+
+cdef enum:
+    NO_LABEL = -1
+    IGNORED = -2
+    BAD_LABEL = -3
+
+
+cdef inline Py_ssize_t offset_of(int ndim, const Py_ssize_t* shape, const Py_ssize_t* strides,
+                                 Py_ssize_t index) noexcept nogil:
+    """Byte offset of element `index` in C order."""
+    cdef Py_ssize_t offset = 0
+    cdef int d = ndim - 1
+    if ndim == 1:
+        return index * strides[0]
+    while d >= 0:
+        offset += (index % shape[d]) * strides[d]
+        index //= shape[d]
+        d -= 1
+    return offset
+
+
+cdef inline char* row_pointer(const Plan* plan, const Operand* a, Py_ssize_t row) noexcept nogil:
+    return a.data + offset_of(plan.n_outer, plan.outer_shape, a.outer, row)
+
+
+cdef inline Py_ssize_t run_length(int ndim, const Py_ssize_t* shape, Py_ssize_t index, Py_ssize_t most) noexcept nogil:
+    """How many elements from `index` on have one common stride: those to the end of the last axis."""
+    cdef Py_ssize_t left
+    if ndim <= 1:
+        return most
+    left = shape[ndim - 1] - index % shape[ndim - 1]
+    return left if left < most else most
+
+
+cdef inline Py_ssize_t last_stride(int ndim, const Py_ssize_t* strides) noexcept nogil:
+    return strides[ndim - 1] if ndim > 0 else 0
+
+
+cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start, Py_ssize_t nc,
+                real* dst, Py_ssize_t dr, Py_ssize_t dc, real absent) noexcept nogil:
+    """Load classes start .. start + nc of nr rows: element (i, j) goes to dst[i*dr + j*dc], `absent` where masked out."""
+    cdef Py_ssize_t i = 0, j, ni, nj, k
+    cdef char* source
+    cdef Py_ssize_t sr = last_stride(plan.n_outer, a.outer), sc = last_stride(plan.n_inner, a.inner)
+    while i < nr:
+        ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)
+        j = 0
+        while j < nc:
+            nj = run_length(plan.n_inner, plan.inner_shape, start + j, nc - j)
+            source = (row_pointer(plan, a, row + i)
+                      + offset_of(plan.n_inner, plan.inner_shape, a.inner, start + j))
+            if real is float:
+                if a.direct and dr == 1 and dc > 1:
+                    fk_transpose_f32(dst + i + j * dc, dc, <const float*>source, sr // 4, ni, nj)
+                else:
+                    fk_load_tile_f32(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
+            else:
+                if a.direct and dr == 1 and dc > 1:
+                    fk_transpose_f64(dst + i + j * dc, dc, <const double*>source, sr // 8, ni, nj)
+                else:
+                    fk_load_tile_f64(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
+            j += nj
+        i += ni
+    if plan.has_mask:
+        mask_out[real](plan, row, nr, start, nc, dst, dr, dc, absent)
+
+
+cdef void mask_out(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start, Py_ssize_t nc,
+                   real* dst, Py_ssize_t dr, Py_ssize_t dc, real absent) noexcept nogil:
+    """Put `absent` where the mask is false; the tile is laid out as in fetch."""
+    cdef Py_ssize_t i = 0, j, ni, nj
+    cdef char* source
+    cdef const Operand* a = &plan.mask
+    cdef Py_ssize_t sr = last_stride(plan.n_outer, a.outer), sc = last_stride(plan.n_inner, a.inner)
+    while i < nr:
+        ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)
+        j = 0
+        while j < nc:
+            nj = run_length(plan.n_inner, plan.inner_shape, start + j, nc - j)
+            source = (row_pointer(plan, a, row + i)
+                      + offset_of(plan.n_inner, plan.inner_shape, a.inner, start + j))
+            if real is float:
+                fk_mask_tile_f32(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, absent)
+            else:
+                fk_mask_tile_f64(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, absent)
+            j += nj
+        i += ni
+
+
+cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start, Py_ssize_t nc,
+              const real* src, Py_ssize_t dr, Py_ssize_t dc) noexcept nogil:
+    """Store a tile of an N x C result; the reverse of fetch."""
+    cdef Py_ssize_t i = 0, j, ni, nj
+    cdef char* target
+    cdef const Operand* a = &plan.out
+    cdef Py_ssize_t sr = last_stride(plan.n_outer, a.outer), sc = last_stride(plan.n_inner, a.inner)
+    while i < nr:
+        ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)
+        j = 0
+        while j < nc:
+            nj = run_length(plan.n_inner, plan.inner_shape, start + j, nc - j)
+            target = (row_pointer(plan, a, row + i)
+                      + offset_of(plan.n_inner, plan.inner_shape, a.inner, start + j))
+            if real is float:
+                if a.direct and dr == 1 and dc > 1:
+                    fk_transpose_f32(<float*>target, sr // 4, src + i + j * dc, dc, nj, ni)
+                else:
+                    fk_store_tile_f32(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
+            else:
+                if a.direct and dr == 1 and dc > 1:
+                    fk_transpose_f64(<double*>target, sr // 8, src + i + j * dc, dc, nj, ni)
+                else:
+                    fk_store_tile_f64(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
+            j += nj
+        i += ni
+
+
+cdef void put_rows(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t nr, const double* values,
+                   real* like) noexcept nogil:
+    """Store one number per row, rounded to the result's type."""
+    cdef Py_ssize_t i
+    cdef char* target
+    for i in range(nr):
+        if plan.flat_out:
+            (<real*>a.data)[row + i - plan.first_row] = <real>values[i]
+        else:
+            target = row_pointer(plan, a, row + i)
+            (<real*>target)[0] = <real>values[i]

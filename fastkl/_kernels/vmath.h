@@ -1,0 +1,387 @@
+/* The scalar mathematics of the kernels: exp, log, log1p and the KL term, one branch-free function each.
+ *
+ * Every function is inlined into a loop over 64 lanes, which the compiler vectorises. There are no calls, no tables and
+ * no branches, only arithmetic, bit moves and selects on computed values. The same source serves every instruction
+ * set. Where one has fused multiply-add the results are the same bits; without it the digits may differ, the bounds
+ * do not. It relies on -ffp-contract=off (fma only where it is written), on round to nearest and on denormals being
+ * kept. -ffast-math would break it.
+ *
+ * Errors are in ulps of the exact result: the largest seen in the type's sweep (float: every bit pattern; double:
+ * 10^8 random ones), first with fma, then without. tests/test_vmath.py repeats the measurement.
+ */
+#ifndef FASTKL_VMATH_H
+#define FASTKL_VMATH_H
+
+#include <stdint.h>
+
+#define VMATH static inline __attribute__((always_inline))
+
+/* Constants: begin (bench/derive_coefficients.py) */
+static const float LOG2E_F32 = 0x1.715476p+0f;
+static const float LN2_HI_F32 = 0x1.62e400p-1f;
+static const float LN2_LO_F32 = 0x1.7f7d1cp-20f;
+static const double LOG2E_F64 = 0x1.71547652b82fep+0;
+static const double LN2_HI_F64 = 0x1.62e42ff000000p-1;
+static const double LN2_LO_F64 = -0x1.718432a1b0e26p-35;
+static const float LN2_4BIT_F32 = 0x1.600000p-1f;
+static const float LN2_REST_F32 = 0x1.7217f8p-8f;
+static const double LN2_14BIT_F64 = 0x1.62e800p-1;
+static const double LN2_REST_F64 = -0x1.e8082e3086543p-16;
+static const float EXP_F32[5] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239e2p-7f, 0x1.6a2464p-10f};
+static const double EXP_F64[10] = {0x1.000000000000ap-1, 0x1.55555555554fap-3, 0x1.555555555087cp-5,
+    0x1.1111111127bc1p-7, 0x1.6c16c1842a2ddp-10, 0x1.a01a012a61a12p-13, 0x1.a0199a0c19ccfp-16, 0x1.71df253f8af97p-19,
+    0x1.28ad731740566p-22, 0x1.ad7f88b9dd914p-26};
+static const float LOG_F32[8] = {0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a00ap-3f, -0x1.547246p-3f, 0x1.22d9f0p-3f,
+    -0x1.0d8508p-3f, 0x1.055c72p-3f, -0x1.38b91ap-4f};
+static const double LOG_F64[7] = {0x1.5555555555592p-1, 0x1.999999997fdbbp-2, 0x1.24924941f0fc1p-2,
+    0x1.c71c520973e6dp-3, 0x1.74663ee59fe86p-3, 0x1.39a1bad3ac717p-3, 0x1.2f0563fa812a7p-3};
+static const float KL_F32[3] = {0x1.555592p-1f, 0x1.993d50p-2f, 0x1.35c396p-2f};
+static const double KL_F64[8] = {0x1.5555555555553p-1, 0x1.999999999afe9p-2, 0x1.24924922bb620p-2,
+    0x1.c71c73f474751p-3, 0x1.745c68a45fd4ap-3, 0x1.3b32a3bcdf472p-3, 0x1.0df653c2c3091p-3, 0x1.1a96f2c226601p-3};
+/* Constants: end */
+
+/* a b + c, rounded once where the machine can. Used where a second rounding is harmless: in polynomials, and where the
+ * product is exact because one factor has few bits. */
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define HAS_FMA 1
+#define FMA_F32(a, b, c) __builtin_fmaf(a, b, c)
+#define FMA_F64(a, b, c) __builtin_fma(a, b, c)
+#else
+#define HAS_FMA 0
+#define FMA_F32(a, b, c) ((a) * (b) + (c))
+#define FMA_F64(a, b, c) ((a) * (b) + (c))
+#endif
+
+VMATH uint32_t bits_f32(float x) { uint32_t u; __builtin_memcpy(&u, &x, 4); return u; }
+VMATH uint64_t bits_f64(double x) { uint64_t u; __builtin_memcpy(&u, &x, 8); return u; }
+VMATH float float_of(uint32_t u) { float x; __builtin_memcpy(&x, &u, 4); return x; }
+VMATH double double_of(uint64_t u) { double x; __builtin_memcpy(&x, &u, 8); return x; }
+
+/* An unsigned integer below 2^52 as a double: it becomes the mantissa of 2^52 + u. AVX2 has no conversion for it. */
+VMATH double double_from_u52(uint64_t u) { return double_of(u | bits_f64(0x1p52)) - 0x1p52; }
+
+/* a b + c for b of at most 12 bits (double: 26): rounded as if the product were exact. Without fma, a is cut in two
+ * halves whose products with b are exact. */
+VMATH float fma_short_f32(float a, float b, float c) {
+#if HAS_FMA
+    return __builtin_fmaf(a, b, c);
+#else
+    const float head = float_of(bits_f32(a) & 0xfffff000u);
+    return (head * b + c) + (a - head) * b;
+#endif
+}
+
+VMATH double fma_short_f64(double a, double b, double c) {
+#if HAS_FMA
+    return __builtin_fma(a, b, c);
+#else
+    const double head = double_of(bits_f64(a) & 0xfffffffff8000000u);
+    return (head * b + c) + (a - head) * b;
+#endif
+}
+
+/* 1 + r + r^2 q. Without fma, r (1 + r q) would be rounded twice more: r is added as it is instead. */
+VMATH float exp_sum_f32(float r, float q) {
+#if HAS_FMA
+    return FMA_F32(FMA_F32(q, r, 1.0f), r, 1.0f);
+#else
+    return 1.0f + (r + r * r * q);
+#endif
+}
+
+VMATH double exp_sum_f64(double r, double q) {
+#if HAS_FMA
+    return FMA_F64(FMA_F64(q, r, 1.0), r, 1.0);
+#else
+    return 1.0 + (r + r * r * q);
+#endif
+}
+
+/* 2^64 e^x.
+ *
+ * Domain: x <= 40, NaN. The factor 2^64 keeps the result normal where e^x is denormal; callers multiply their sum by
+ * 2^-64, which is exact, so underflow is gradual.
+ * Error: (being measured) of e^x, down to the smallest denormal.
+ * exp_up(0) = 2^64 exactly; -inf and x below -132.1: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
+VMATH float exp_up_f32(float x) {
+    /* -132.4 is -191 ln2, where the exponent bits below become 0. The order of the operands lets NaN through. */
+    x = x < -132.4f ? -132.4f : x;
+    /* Adding 1.5 2^23 rounds to an integer n and leaves n + 64 + 127 in the low bits: the exponent of 2^(n + 64). */
+    const float magic = 0x1.8p23f + 191.0f;
+    const float t = FMA_F32(x, LOG2E_F32, magic);
+    const float n = t - magic;
+    const float a = FMA_F32(n, -LN2_HI_F32, x); /* exact */
+    const float r = FMA_F32(n, -LN2_LO_F32, a);
+    float q = EXP_F32[4];
+    q = FMA_F32(q, r, EXP_F32[3]);
+    q = FMA_F32(q, r, EXP_F32[2]);
+    q = FMA_F32(q, r, EXP_F32[1]);
+    q = FMA_F32(q, r, EXP_F32[0]);
+    return exp_sum_f32(r, q) * float_of(bits_f32(t) << 23);
+}
+
+/* 2^64 e^x.
+ *
+ * Domain: x <= 600, NaN. See exp_up_f32.
+ * Error: (being measured) of e^x, down to the smallest denormal.
+ * exp_up(0) = 2^64 exactly; -inf and x below -753.2: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
+VMATH double exp_up_f64(double x) {
+    x = x < -753.5 ? -753.5 : x; /* -1087 ln2 */
+    const double magic = 0x1.8p52 + 1087.0;
+    const double t = FMA_F64(x, LOG2E_F64, magic);
+    const double n = t - magic;
+    const double a = FMA_F64(n, -LN2_HI_F64, x); /* exact */
+    const double r = FMA_F64(n, -LN2_LO_F64, a);
+    double q = EXP_F64[9];
+    q = FMA_F64(q, r, EXP_F64[8]);
+    q = FMA_F64(q, r, EXP_F64[7]);
+    q = FMA_F64(q, r, EXP_F64[6]);
+    q = FMA_F64(q, r, EXP_F64[5]);
+    q = FMA_F64(q, r, EXP_F64[4]);
+    q = FMA_F64(q, r, EXP_F64[3]);
+    q = FMA_F64(q, r, EXP_F64[2]);
+    q = FMA_F64(q, r, EXP_F64[1]);
+    q = FMA_F64(q, r, EXP_F64[0]);
+    return exp_sum_f64(r, q) * double_of(bits_f64(t) << 52);
+}
+
+/* log(x).
+ *
+ * Domain: 0 <= x < 2^103, denormals included, NaN.
+ * Error: (being measured), relative also near 1.
+ * log(1) = +0; 0: a finite number, so that 0 log 0 = 0; NaN: NaN; infinite, negative or larger x: unspecified. */
+VMATH float log_f32(float x) {
+    /* The smallest denormal becomes the smallest normal number. */
+    const float y = x * 0x1p23f;
+    /* y = 2^k m with m in [sqrt(1/2), sqrt(2)). */
+    const int32_t k = (int32_t)(bits_f32(y) - 0x3f3504f3u) >> 23;
+    /* m - 1, exact. A product, not a change of exponent bits: NaN stays NaN. */
+    const float f = FMA_F32(y, float_of((uint32_t)(127 - k) << 23), -1.0f);
+    const float kf = (float)(k - 23);
+    float p = LOG_F32[7];
+    p = FMA_F32(p, f, LOG_F32[6]);
+    p = FMA_F32(p, f, LOG_F32[5]);
+    p = FMA_F32(p, f, LOG_F32[4]);
+    p = FMA_F32(p, f, LOG_F32[3]);
+    p = FMA_F32(p, f, LOG_F32[2]);
+    p = FMA_F32(p, f, LOG_F32[1]);
+    p = FMA_F32(p, f, LOG_F32[0]);
+    const float tail = FMA_F32(f * f, FMA_F32(p, f, -0.5f), kf * LN2_LO_F32);
+    return FMA_F32(kf, LN2_HI_F32, f + tail); /* kf LN2_HI is exact */
+}
+
+/* s (f^2/2 + R), s = f / (2 + f): log(1 + f) = f - (f^2/2 - this), for 1 + f in [sqrt(1/2), sqrt(2)]. */
+VMATH double log_mantissa_f64(double f, double half_square) {
+    const double s = f / (2.0 + f);
+    const double z = s * s, z2 = z * z;
+    const double c01 = FMA_F64(LOG_F64[1], z, LOG_F64[0]);
+    const double c23 = FMA_F64(LOG_F64[3], z, LOG_F64[2]);
+    const double c45 = FMA_F64(LOG_F64[5], z, LOG_F64[4]);
+    const double c = FMA_F64(FMA_F64(FMA_F64(LOG_F64[6], z2, c45), z2, c23), z2, c01);
+    return s * FMA_F64(z, c, half_square);
+}
+
+/* log(2^shift y) for 2^-1022 <= y < 2^1022; the exponent k is counted from shift, a multiple of 1. */
+VMATH double log_scaled_f64(double y, double shift) {
+    /* 0x3fe6a09e... are the bits of sqrt(1/2): y = 2^k m as in log_f32, with kb = k + 1023. */
+    const uint64_t kb = (bits_f64(y) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu)) >> 52;
+    const double f = FMA_F64(y, double_of((2046u - kb) << 52), -1.0);
+    const double k = double_from_u52(kb) - shift;
+    const double half_square = 0.5 * f * f;
+    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(f, half_square));
+    return FMA_F64(k, LN2_HI_F64, f - (half_square - tail)); /* k LN2_HI is exact */
+}
+
+/* log(x).
+ *
+ * Domain: 0 <= x < 2^968, denormals included, NaN.
+ * Error: (being measured), relative also near 1.
+ * log(1) = +0; 0: a finite number; NaN: NaN; infinite, negative or larger x: unspecified. */
+VMATH double log_f64(double x) { return log_scaled_f64(x * 0x1p54, 1023.0 + 54.0); }
+
+/* log(x) for every double.
+ *
+ * Error: (being measured).
+ * +0 and -0: -inf; inf: inf; negative: NaN; NaN: NaN; denormals as any other. */
+VMATH double log_any_f64(double x) {
+    /* Small numbers are scaled up because of the denormals, all others down because of 2^1023. */
+    const double scale = x < 1.0 ? 0x1p54 : 0x1p-54;
+    const double shift = x < 1.0 ? 1023.0 + 54.0 : 1023.0 - 54.0;
+    double y = log_scaled_f64(x * scale, shift);
+    y = x == __builtin_inf() ? x : y;
+    y = x == 0.0 ? -__builtin_inf() : y;
+    return x < 0.0 ? __builtin_nan("") : y;
+}
+
+/* log(1 + y) = hi + lo, hi a multiple of LN2_HI (43 bits, exact), lo the rest.
+ *
+ * Domain: y >= -1 (below: NaN).
+ * Error of hi + lo: (being measured); of lo, where hi is not 0: (being measured) 2^-52.
+ * +-0: lo = +-0; denormals: lo = y; -1: lo = -inf; inf: lo = inf; NaN: lo = NaN (hi is finite in all these). */
+VMATH void log1p_split_f64(double y, double *hi, double *lo) {
+    const double u = 1.0 + y;
+    /* u + u_tail = 1 + y exactly: Knuth's two-sum, for either may be the larger. */
+    const double y_part = u - 1.0;
+    const double u_tail = (1.0 - (u - y_part)) + (y - y_part);
+    const uint64_t kb = (bits_f64(u) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu)) >> 52;
+    const double k = double_from_u52(kb) - 1023.0;
+    /* u = 2^k m by exponent bits, for 2^-k would be denormal for the largest u. NaN is put back at the end. */
+    const double f_of_u = double_of(bits_f64(u) - ((kb - 1023u) << 52)) - 1.0;
+    /* k = 0: y itself, so that no digit of a small y is lost in 1 + y. */
+    const double f = k == 0.0 ? y : f_of_u;
+    /* From 2^60 on the tail is below one part in 2^60, and its scale may not be a number. */
+    const double scaled_tail = u_tail * double_of((2046u - kb) << 52);
+    const double tail_of_u = y < 0x1p60 ? scaled_tail : 0.0;
+    const double f_tail = k == 0.0 ? 0.0 : tail_of_u;
+    const double half_square = 0.5 * f * f;
+    /* log(1 + f + f_tail) = log(1 + f) + f_tail / (1 + f); 1 / (1 + f) is 1 - f + f^2 to a tenth, enough for a tail. */
+    const double correction = f_tail * (1.0 - (f - 2.0 * half_square));
+    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(f, half_square)) + correction;
+    double result = f - (half_square - tail);
+    result = y == __builtin_inf() ? y : result;
+    result = y == -1.0 ? -__builtin_inf() : result;
+    *lo = y >= -1.0 ? result : __builtin_nan("");
+    *hi = k * LN2_HI_F64;
+}
+
+/* log(1 + y).
+ *
+ * Domain: y >= -1 (below: NaN).
+ * Error: (being measured), relative also near 0.
+ * +-0: itself; denormals: y; -1: -inf; inf: inf; NaN: NaN. */
+VMATH double log1p_f64(double y) {
+    double hi, lo;
+    log1p_split_f64(y, &hi, &lo);
+    return hi == 0.0 ? lo : hi + lo; /* +0 + -0 would be +0 */
+}
+
+/* p log(p/q) - p + q, without cancellation.
+ *
+ * With q' = 2^k q near p, d = p - q', w = d / (p + q') and C(z) = 2 (atanh(sqrt z) - sqrt z) / sqrt z^3 it is
+ *     w d + p w^3 C(w^2)  +  p k ln2 + q - q'.
+ * d is exact, the first half is never negative, and the second is 0 for k = 0: small divergences keep all their
+ * digits. Where k changes the second half may be negative, but is below six tenths of the first.
+ *
+ * Domain: 0 <= p < 2^100, denormals included; 2^-96 <= q <= 2^100; NaN in either. Outside: unspecified.
+ * Error: (being measured), where the result exceeds 2^-100 (below, its parts are denormal).
+ * p = 0: q exactly; p = q: +0 exactly; NaN in either: NaN. Never negative. */
+VMATH float kl_term_f32(float p, float q) {
+    /* Only to choose k: p below 2^-125, 0 too, adds less than 2^-29 q to the result. */
+    const int32_t p_bits = (int32_t)bits_f32(p), p_normal = p_bits > 0x01000000 ? p_bits : 0x01000000;
+    /* The difference of the bits is about log2(p/q) 2^23 (linear between powers of two). Rounding it up from 261/512
+     * loses fewest digits where k changes; p/q' is then in [0.67, 1.51]. */
+    const int32_t k = (int32_t)((uint32_t)p_normal - bits_f32(q) + (251u << 14)) >> 23;
+    const float q_near = float_of(bits_f32(q) + ((uint32_t)k << 23));
+    const float kf = (float)k;
+    const float d = p - q_near; /* exact */
+    const float w = d / (p + q_near);
+    const float z = w * w;
+    const float r = FMA_F32(FMA_F32(KL_F32[2], z, KL_F32[1]), z, KL_F32[0]);
+    /* w d, the largest term, is added last and rounded once. */
+    const float near = FMA_F32(w, d, p * FMA_F32(w * z, r, kf * LN2_REST_F32));
+    /* kf LN2_4BIT has 12 bits. */
+    return fma_short_f32(p, kf * LN2_4BIT_F32, q - q_near) + near;
+}
+
+/* p log(p/q) - p + q, without cancellation. See kl_term_f32.
+ *
+ * Domain: 0 <= p < 2^100, denormals included; 2^-960 <= q <= 2^960; NaN in either. Outside: unspecified.
+ * Error: (being measured), where the result exceeds 2^-968.
+ * p = 0: q exactly; p = q: +0 exactly; NaN in either: NaN. Never negative. */
+VMATH double kl_term_f64(double p, double q) {
+    const double p_normal = p < 0x1p-1021 ? 0x1p-1021 : p;
+    /* Biased by 2048, that is 2^63: AVX2 shifts 64 bits only without their sign. */
+    const uint64_t difference = bits_f64(p_normal) - bits_f64(q) + (251ull << 43) + (1ull << 63);
+    const uint64_t kb = difference >> 52;
+    const double q_near = double_of(bits_f64(q) + (kb << 52) - (1ull << 63));
+    const double k = double_from_u52(kb) - 2048.0;
+    const double d = p - q_near;
+    const double w = d / (p + q_near);
+    const double z = w * w, z2 = z * z;
+    const double r01 = FMA_F64(KL_F64[1], z, KL_F64[0]);
+    const double r23 = FMA_F64(KL_F64[3], z, KL_F64[2]);
+    const double r45 = FMA_F64(KL_F64[5], z, KL_F64[4]);
+    const double r67 = FMA_F64(KL_F64[7], z, KL_F64[6]);
+    const double r = FMA_F64(FMA_F64(FMA_F64(r67, z2, r45), z2, r23), z2, r01);
+    const double near = FMA_F64(w, d, p * FMA_F64(w * z, r, k * LN2_REST_F64));
+    /* k LN2_14BIT has 25 bits. */
+    return fma_short_f64(p, k * LN2_14BIT_F64, q - q_near) + near;
+}
+
+/* 2^n for an integer n in [-1022, 1023]. */
+VMATH double pow2_f64(double n) { return double_of(bits_f64(n + (0x1.8p52 + 1023.0)) << 52); }
+
+/* p log(p/Q) - p + Q with Q = q + q_lo, for every pair of doubles; abs(q_lo) at most half an ulp of q.
+ *
+ * Error: (being measured) (a denormal result: (being measured)).
+ * p = 0: q; q = 0 < p: inf; both 0: 0 (-0 counts as 0); negative or infinite p or q: NaN; NaN: NaN. Never negative. */
+VMATH double kl_term_any_f64(double p, double q, double q_lo) {
+    /* p = 2^kp mp, q = 2^kq mq with mantissas in [1, 2); adding +0 turns -0 into +0. */
+    const double infinity = __builtin_inf();
+    const double p_scale = p < 0x1p-960 ? 0x1p54 : 1.0, p_shift = p < 0x1p-960 ? 1023.0 + 54.0 : 1023.0;
+    const double q_scale = q < 0x1p-960 ? 0x1p54 : 1.0, q_shift = q < 0x1p-960 ? 1023.0 + 54.0 : 1023.0;
+    const uint64_t p_bits = bits_f64((p + 0.0) * p_scale), q_bits = bits_f64((q + 0.0) * q_scale);
+    const double kp = double_from_u52(p_bits >> 52) - p_shift;
+    const double kq_floor = double_from_u52(q_bits >> 52) - q_shift;
+    const double mp = double_of((p_bits & 0x000fffffffffffffu) | 0x3ff0000000000000u);
+    const double mq = double_of((q_bits & 0x000fffffffffffffu) | 0x3ff0000000000000u);
+    /* Bring mq within [ln2, 2 ln2] of mp: there p k ln2 + q - q' >= 0, too, so that nothing cancels. */
+    const double step = mq < mp * 0x1.62e42fefa39efp-1 ? 1.0 : (mq > mp * 0x1.62e42fefa39efp+0 ? -1.0 : 0.0);
+    const double factor = 1.0 + step * (step > 0.0 ? 1.0 : 0.5); /* 2^step */
+    const double m = mq * factor;
+    const double kq = kq_floor - step;
+    const double k = kp - kq;
+    /* q_lo in units of 2^kq. Two factors, for 2^-kq can be 2^1074. */
+    const double minus_half = (0x1.8p52 - 0.5 * kq) - 0x1.8p52;
+    const double tail = (q_lo * pow2_f64(minus_half)) * pow2_f64(-kq - minus_half);
+    /* The larger of p and q is the unit, the other is scaled by 2^-abs(k), or dropped where that is below 2^-1000. */
+    const double distance = k > 0.0 ? k : -k;
+    const double small = distance < 1000.0 ? pow2_f64(distance < 1000.0 ? -distance : 0.0) : 0.0;
+    const double p_unit = k > 0.0 ? 1.0 : small, q_unit = k > 0.0 ? small : 1.0;
+    const double unit = k > 0.0 ? kp : kq;
+    const double d = (mp - m) - tail;
+    const double w = d / (mp + m);
+    const double z = w * w;
+    double r = KL_F64[7];
+    r = FMA_F64(r, z, KL_F64[6]);
+    r = FMA_F64(r, z, KL_F64[5]);
+    r = FMA_F64(r, z, KL_F64[4]);
+    r = FMA_F64(r, z, KL_F64[3]);
+    r = FMA_F64(r, z, KL_F64[2]);
+    r = FMA_F64(r, z, KL_F64[1]);
+    r = FMA_F64(r, z, KL_F64[0]);
+    const double near = FMA_F64(w, d, mp * (w * z) * r);
+    /* q - q' with its rounding error (two-sum), and the tail's share in it. */
+    const double ps = mp * p_unit, qs = m * q_unit, minus_q_near = -(m * p_unit);
+    const double gap = qs + minus_q_near;
+    const double part = gap - qs;
+    const double gap_lo = ((qs - (gap - part)) + (minus_q_near - part)) + tail * (q_unit - p_unit);
+    const double far = fma_short_f64(ps, k * LN2_14BIT_F64, gap);
+    const double sum = far + (FMA_F64(near, p_unit, ps * (k * LN2_REST_F64)) + gap_lo);
+    /* 2^unit in two factors: the first keeps the sum normal, so that a denormal result is rounded once. */
+    const double half_unit = (0x1.8p52 + 0.5 * unit) - 0x1.8p52;
+    double result = (sum * pow2_f64(half_unit)) * pow2_f64(unit - half_unit);
+    result = q == 0.0 ? infinity : result;
+    result = p == 0.0 ? q + 0.0 : result;
+    /* Comparisons with NaN are false. */
+    result = p >= 0.0 ? result : __builtin_nan("");
+    result = q >= 0.0 ? result : __builtin_nan("");
+    result = p < infinity ? result : __builtin_nan("");
+    return q < infinity ? result : __builtin_nan("");
+}
+
+/* x log(y) for every pair of doubles.
+ *
+ * Error: (being measured).
+ * x = 0: 0, also for y = 0 (-0 counts as 0); y = 0 < x: -inf; negative or infinite x or y: NaN; NaN: NaN. */
+VMATH double xlogy_any_f64(double x, double y) {
+    const double infinity = __builtin_inf();
+    double result = x * log_any_f64(y);
+    result = x == 0.0 ? 0.0 : result;
+    result = x >= 0.0 ? result : __builtin_nan("");
+    result = y >= 0.0 ? result : __builtin_nan("");
+    result = x < infinity ? result : __builtin_nan("");
+    return y < infinity ? result : __builtin_nan("");
+}
+
+#endif

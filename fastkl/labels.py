@@ -1,0 +1,140 @@
+"""Losses against integer labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import _args, _kernels
+from ._args import FLOAT64, Array
+from ._threads import threads_for
+
+# Rows whose losses are held at a time where only their sum is asked for: 512 KiB of float64.
+_SLAB = 65536
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    ignore_index: int | None = None,
+    reduction: str = "none",
+    empty_mean: float = math.nan,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Any:
+    r"""Cross-entropy of the softmax of each row against its label: ``log(sum(exp(x))) - x[label]``.
+
+    Parameters
+    ----------
+    logits : array_like
+        Real numbers of any shape; the classes lie along `axis`.
+    labels : array_like of int
+        Class numbers from 0, of the shape of `logits` without `axis`; any integer type.
+    axis : int
+        The axis of the classes.
+    ignore_index : int, optional
+        A row with this label has loss 0, whatever its logits, and does not count in the mean.
+    reduction : {"none", "mean", "sum"}
+        One loss per row, or their mean over the rows kept, or their sum.
+    empty_mean : float
+        The mean over no rows.
+    where : array_like of bool, optional
+        False marks a class as absent; broadcast to `logits`. An absent label has loss +inf.
+    keepdims : bool
+        Keep the reduced axis with length 1.
+    out : ndarray, optional
+        Where to put the losses: right shape and dtype, writeable, aligned, apart from the inputs. Not with a reduction.
+    n_threads : int, optional
+        Threads to use; None lets the size of the work decide.
+
+    Returns
+    -------
+    ndarray or scalar
+        In nats; float32 for float32 and half precision, else float64.
+
+    Raises
+    ------
+    IndexError
+        For a label that is out of range; it names the first such row. A given `out` is then left as it was, unless another
+        thread writes labels during the call.
+    TypeError
+        For a type of array that is not taken, labels that are no integers, masked arrays.
+    ValueError
+        For shapes that do not fit, another `reduction`, or an `out` that cannot take the result.
+
+    Notes
+    -----
+    Domain: all numbers. A label whose logit is -inf gives +inf. A row with +inf, of -inf only, or with NaN gives NaN.
+
+    Accuracy: the loss is log1p(exp(m - x[label]) * sum over the other classes of exp(x - m)), which keeps every digit
+    of a small loss: below (4 + d/2) eps of the result, where d is the distance between the label's logit and the largest of the
+    others, down to 1e-30 (float64: 1e-280).
+
+    References
+    ----------
+    I. Goodfellow, Y. Bengio, A. Courville, "Deep Learning" (2016), section 6.2.2.
+
+    Examples
+    --------
+    >>> import fastkl as fk
+    >>> fk.softmax_cross_entropy([[2.0, 0.0], [0.0, 30.0]], [0, 1]).tolist()
+    [0.1269280110429725, 9.35762296883973e-14]
+    >>> float(fk.softmax_cross_entropy([[2.0, 0.0], [0.0, 30.0]], [0, -100], ignore_index=-100, reduction="mean").round(4))
+    0.1269
+    """
+    reduction = _args.choice(reduction, "reduction", ("none", "mean", "sum"))
+    x = _args.as_array(logits, "logits")
+    dtype = _args.result_dtype(x)
+    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
+        raise TypeError(f"axis takes an int here, not {axis!r}")
+    axes = _args.reduced_axes(axis, x.ndim)
+    rows_shape = tuple([n for i, n in enumerate(x.shape) if i not in axes])
+    classes = x.shape[axes[0]] if axes else 1
+    classes_of = _args.as_labels(labels, rows_shape)
+    ignored = _args.ignored_label(ignore_index, classes_of)
+    mask = _args.mask_for(where, x.shape)
+    operands = (_args.axes_last(x, axes),)
+    mask_last = None if mask is None else _args.axes_last(mask, axes)
+    threads = threads_for(n_threads, x.nbytes)
+    run = _kernels.active.run
+    if reduction != "none":
+        if out is not None:
+            raise ValueError(f"out is for one loss per row; reduction={reduction!r} gives a single number")
+        total, kept = 0.0, 0
+        losses = np.empty(min(_SLAB, classes_of.size), FLOAT64)
+        for first in range(0, classes_of.size, _SLAB):
+            last = min(first + _SLAB, classes_of.size)
+            slab = losses[: last - first]
+            bad, bits, kept_here = run(
+                _kernels.SOFTMAX_CROSS_ENTROPY, dtype is FLOAT64, operands, mask_last, classes_of, slab, None,
+                len(axes), 1.0, ignored, False, first, last, True, threads,
+            )  # fmt: skip
+            if bad >= 0:
+                _args.raise_bad_label(bad, bits, classes_of, classes)
+            total += math.fsum(slab)
+            kept += kept_here
+        if reduction == "mean":
+            total = total / kept if kept else float(empty_mean)
+        result = np.asarray(total, dtype)
+        return result.reshape((1,) * x.ndim) if keepdims else result[()]
+    shape = tuple([1 if i in axes else n for i, n in enumerate(x.shape)]) if keepdims else rows_shape
+    losses = _args.output_for(out, shape, dtype, (x, mask, classes_of), in_place=False)
+    if out is not None:
+        bad, bits = _kernels.active.check_labels(classes_of, classes, ignored)
+        if bad >= 0:
+            _args.raise_bad_label(bad, bits, classes_of, classes)
+    bad, bits, _ = run(
+        _kernels.SOFTMAX_CROSS_ENTROPY, dtype is FLOAT64, operands, mask_last, classes_of,
+        _args.without(losses, axes if keepdims else ()), None, len(axes), 1.0, ignored, False, 0, -1, False, threads,
+    )  # fmt: skip
+    if bad >= 0:
+        _args.raise_bad_label(bad, bits, classes_of, classes)
+    return losses if out is not None or losses.ndim else losses[()]

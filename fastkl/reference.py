@@ -1,0 +1,339 @@
+"""Every public function again, in plain NumPy float64: what a call means, edges included.
+
+Short enough to be read as the definition. The tests hold the compiled kernels to it for behaviour, and to a 200-bit
+oracle for digits. Names and keywords are those of the public functions, without ``out`` and ``n_threads``.
+
+Inputs are read as float64 and the result is cast once, at the end, to the type that the contract gives it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Axis = int | tuple[int, ...] | None
+LN2 = math.log(2.0)
+
+
+@np.errstate(all="ignore")
+def logsumexp(
+    x: ArrayLike,
+    *,
+    axis: Axis = -1,
+    b: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+) -> Any:
+    """log(sum(b * exp(x))).
+
+    All -inf, or no entries: -inf. A NaN: NaN; else a +inf: +inf. An entry with zero weight is absent. A negative total:
+    NaN, or with ``return_sign`` the log of its absolute value, and -1 (0 for a total of 0).
+
+    >>> round(float(logsumexp([0.0, 0.0])), 6)
+    0.693147
+    """
+    if b is None:
+        (x64,), dtype = _read(x)
+        b64 = np.ones_like(x64)
+    else:
+        (x64, b64), dtype = _read(x, b)
+        x64, b64 = np.broadcast_arrays(x64, b64)
+    x64 = np.where(b64 == 0, -np.inf, _masked(x64, where, -np.inf))
+    b64 = _masked(b64, where, 0.0)
+    m, less1 = _total_less_one(x64, b64, axis)
+    total = less1 + 1
+    value = m + np.where(np.abs(less1) < 0.5, np.log1p(less1), np.log(np.abs(total)))
+    if return_sign:
+        return _finish(value, axis, keepdims, dtype), _finish(np.sign(total), axis, keepdims, dtype)
+    return _finish(np.where(total < 0, np.nan, value), axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def softmax(x: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> Any:
+    """exp(x) / sum(exp(x)).
+
+    A row of all -inf, or with a +inf or a NaN: NaN. Masked-out entries: 0, so a row masked out whole is all zeros.
+
+    >>> softmax([0.0, 0.0]).tolist()
+    [0.5, 0.5]
+    """
+    (x64,), dtype = _read(x)
+    x64 = _masked(x64, where, -np.inf)
+    # A maximum of +-inf makes x - max NaN somewhere, hence the sum, hence the row.
+    e = np.exp(x64 - x64.max(axis=axis, keepdims=True, initial=-np.inf))
+    p = e / e.sum(axis=axis, keepdims=True)
+    return _masked(p, where, 0.0).astype(dtype)[()]
+
+
+@np.errstate(all="ignore")
+def log_softmax(x: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> Any:
+    """The log of softmax, x - log(sum(exp(x))).
+
+    A row of all -inf, or with a +inf or a NaN: NaN. Masked-out entries: 0.
+
+    >>> log_softmax([0.0, -np.inf]).tolist()
+    [0.0, -inf]
+    """
+    (x64,), dtype = _read(x)
+    x64 = _masked(x64, where, -np.inf)
+    m, less1 = _total_less_one(x64, np.ones_like(x64), axis)
+    log_p = (x64 - m) - np.log1p(less1)
+    top = x64.max(axis=axis, keepdims=True, initial=-np.inf)
+    log_p = np.where(np.isfinite(top), log_p, np.nan) + 0.0
+    return _masked(log_p, where, 0.0).astype(dtype)[()]
+
+
+@np.errstate(all="ignore")
+def entropy(
+    p: ArrayLike,
+    *,
+    given: str = "probs",
+    axis: Axis = -1,
+    base: float | None = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """-sum(p * log(p)), with 0 log 0 = 0; ``given="logits"``: of softmax(p).
+
+    From probabilities: a negative, infinite or NaN one makes the row NaN; no entries: 0. From logits: an empty or all
+    -inf row, or one with a +inf or a NaN: NaN.
+
+    >>> float(entropy([0.5, 0.5], base=2))
+    1.0
+    """
+    (p64,), dtype = _read(p)
+    if given == "probs":
+        p64 = _masked(p64, where, 0.0)
+        value = _invalid(p64, axis) + np.sum(-_x_times(p64, _log(p64)), axis=axis, keepdims=True)
+    elif given == "logits":
+        x64 = _masked(p64, where, -np.inf)
+        m, less1 = _total_less_one(x64, np.ones_like(x64), axis)
+        distance = m - x64
+        q64 = np.exp(-distance)
+        # log(S) + sum(p * distance): both parts are >= 0, so a nearly one-hot row loses no digits.
+        value = np.log1p(less1) + np.sum(_x_times(q64, distance), axis=axis, keepdims=True) / (less1 + 1)
+        top = x64.max(axis=axis, keepdims=True, initial=-np.inf)
+        value = np.where(np.isfinite(top), value, np.nan)
+    else:
+        raise ValueError(f"given must be 'probs' or 'logits', got {given!r}")
+    return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def cross_entropy(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    base: float | None = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """-sum(p * log(q)).
+
+    p = 0 contributes 0, whatever q; p > 0 where q = 0: +inf. A negative, infinite or NaN p or q: NaN. No entries: 0.
+
+    >>> round(float(cross_entropy([0.0, 1.0], [0.5, 0.5], base=2)), 12)
+    1.0
+    """
+    p64, q64, dtype = _pair(p, q, where)
+    value = _invalid(p64, axis) + _invalid(q64, axis) + np.sum(-_x_times(p64, _log(q64)), axis=axis, keepdims=True)
+    return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def kl_divergence(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    base: float | None = None,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum(p * log(p / q)); with ``normalize``, of p / sum(p) and q / sum(q).
+
+    p = 0 contributes 0; p > 0 where q = 0: +inf. A negative, infinite or NaN p or q: NaN. With ``normalize``, never
+    negative, and NaN where either sum is 0. No entries: 0.
+
+    >>> round(float(kl_divergence([0.1, 0.9], [0.2, 0.8])), 4)
+    0.0367
+    """
+    p64, q64, dtype = _pair(p, q, where)
+    invalid = _invalid(p64, axis) + _invalid(q64, axis)
+    if normalize:
+        # First to a maximum near 2^960, exactly: no sum overflows, and what is small beside it stays normal.
+        p64, q64 = (
+            np.ldexp(v, 960 - np.frexp(v.max(axis=axis, keepdims=True, initial=0.0))[1]) for v in (p64, q64)
+        )
+        total_p, total_q = (v.sum(axis=axis, keepdims=True) for v in (p64, q64))
+        terms = _kl_terms(p64, q64 * (total_p / total_q))
+        value = np.sum(terms, axis=axis, keepdims=True) / total_p
+        value = np.where((total_p == 0) | (total_q == 0), np.nan, value)
+    else:
+        value = np.sum(_kl_terms(p64, q64), axis=axis, keepdims=True) + np.sum(p64 - q64, axis=axis, keepdims=True)
+    return _finish((value + invalid) / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def generalized_kl(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    base: float | None = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum(p * log(p / q) - p + q): never negative, 0 for equal rows.
+
+    p = 0 contributes q; p > 0 where q = 0: +inf. A negative, infinite or NaN p or q: NaN. No entries: 0.
+
+    >>> float(generalized_kl([0.0, 0.5], [0.25, 0.5]))
+    0.25
+    """
+    p64, q64, dtype = _pair(p, q, where)
+    value = _invalid(p64, axis) + _invalid(q64, axis) + np.sum(_kl_terms(p64, q64), axis=axis, keepdims=True)
+    return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    ignore_index: int | None = None,
+    reduction: str = "none",
+    empty_mean: float = math.nan,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """log(sum(exp(x))) - x[label], as log(1 + exp(logsumexp of the others - x[label])).
+
+    A row with a NaN or a +inf, or of all -inf (what is masked out counts as -inf): NaN; otherwise a label whose logit
+    is -inf or masked out: +inf. One class: 0. A label equal to ``ignore_index``: 0, whatever the row holds. Any other
+    label outside 0 .. classes - 1: IndexError. ``reduction="mean"`` is over the rows not ignored.
+
+    >>> round(float(softmax_cross_entropy([0.0, -100.0], 0)) * 1e44, 4)
+    3.7201
+    """
+    (x64,), dtype = _read(logits)
+    x64 = np.moveaxis(_masked(x64, where, -np.inf), axis, -1)
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != x64.shape[:-1]:
+        raise ValueError(f"labels of shape {labels.shape} do not fit logits whose rows are of shape {x64.shape[:-1]}")
+    classes = x64.shape[-1]
+    kept = np.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+    wrong = kept & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise IndexError(f"label {labels.reshape(-1)[row]} in row {row} is out of range for {classes} classes")
+
+    chosen = np.where(kept, labels, 0).astype(np.intp)[..., None] == np.arange(classes)
+    others = np.where(chosen, -np.inf, x64)
+    m, less1 = _total_less_one(others, np.ones_like(others), -1)
+    ahead = m[..., 0] - np.where(chosen, x64, 0.0).sum(axis=-1)
+    loss = np.logaddexp(0.0, ahead + np.log1p(less1)[..., 0])
+    top = x64.max(axis=-1, initial=-np.inf)
+    loss = np.where(kept, np.where(np.isfinite(top), loss, np.nan), 0.0)
+    if reduction == "none":
+        return (np.expand_dims(loss, axis) if keepdims else loss).astype(dtype)[()]
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    total = loss.sum()
+    if reduction == "mean":
+        total = total / kept.sum() if kept.any() else np.float64(empty_mean)
+    return (total.reshape((1,) * x64.ndim) if keepdims else total).astype(dtype)[()]
+
+
+def _read(*arrays: ArrayLike) -> tuple[list[np.ndarray], np.dtype]:
+    """Return the arrays in float64, and the type of the result: halves count as float32, integers as float64."""
+    given = []
+    for array in map(np.asarray, arrays):
+        if array.dtype.kind not in "biu" and array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+            raise TypeError(f"an array of {array.dtype} was given; real numbers up to float64 are taken")
+        given.append(array)
+    single = ("float16", "bfloat16", "float32")
+    dtype = np.dtype(np.float32 if all(a.dtype.name in single for a in given) else np.float64)
+    return [a.astype(np.float64) for a in given], dtype
+
+
+def _masked(x: np.ndarray, where: ArrayLike | None, absent: float) -> np.ndarray:
+    """Return x with ``absent`` for the entries that are masked out."""
+    return x if where is None else np.where(np.broadcast_to(np.asarray(where), x.shape), x, absent)
+
+
+def _pair(p: ArrayLike, q: ArrayLike, where: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+    """Return p and q broadcast together, 0 where masked out, and the type of the result."""
+    (p64, q64), dtype = _read(p, q)
+    p64, q64 = np.broadcast_arrays(p64, q64)
+    return _masked(p64, where, 0.0), _masked(q64, where, 0.0), dtype
+
+
+def _total_less_one(x: np.ndarray, b: np.ndarray, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """Return m, the maximum of x (0 where that is infinite or NaN), and sum(b * exp(x - m)) - 1.
+
+    One less, because where the maximum dominates the total is 1 + a rest whose digits the 1 would swallow.
+    """
+    m = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    m = np.where(np.isfinite(m), m, 0.0)
+    at_top = x == m
+    rest = np.where(at_top, 0.0, b * np.exp(x - m)).sum(axis=axis, keepdims=True)
+    return m, (np.where(at_top, b, 0.0).sum(axis=axis, keepdims=True) - 1) + rest
+
+
+def _invalid(p: np.ndarray, axis: Axis) -> np.ndarray:
+    """Return NaN for the rows with an entry that no distribution has, and 0 for the others."""
+    valid = np.all((p >= 0) & (p < np.inf), axis=axis, keepdims=True)
+    return np.where(valid, 0.0, np.nan)
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    """Return log(p), with -0.0 counted as 0."""
+    log_p: np.ndarray = np.log(np.abs(p))
+    return log_p
+
+
+def _x_times(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return x * y, 0 where x is 0 whatever y: 0 log 0 = 0."""
+    return np.where(x == 0, 0.0, x * y)
+
+
+def _kl_terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Return p log(p/q) - p + q, each >= 0.
+
+    Near p = q as d w + 2 p (atanh(w) - w), d = p - q and w = d / (p + q), by the series of atanh: nothing cancels.
+    """
+    # Halved where p + q could overflow; only there, because halving rounds denormals.
+    half = np.where(np.maximum(p, q) > 1e300, 0.5, 1.0)
+    w = (half * p - half * q) / (half * p + half * q)
+    series = sum((w ** (2 * n) / (2 * n + 3) for n in range(12)), np.zeros_like(w))
+    near = (p - q) * w + 2 * p * w**3 * series
+    # Mantissas and exponents apart, because p / q may overflow or underflow.
+    (p_mantissa, p_exponent), (q_mantissa, q_exponent) = np.frexp(p), np.frexp(q)
+    far = p * (np.log(p_mantissa / q_mantissa) + (p_exponent - q_exponent) * LN2) - p + q
+    terms = np.where(np.abs(w) < 0.2, near, far)
+    terms = np.where(q == 0, np.inf, terms)
+    return np.where(p == 0, q, terms)
+
+
+def _log_base(base: float | None) -> float:
+    """Return the log of the base that results are wanted in; 1 for nats."""
+    if base is None:
+        return 1.0
+    if not (0 < base < math.inf and base != 1):
+        raise ValueError(f"base must be positive, finite and not 1, got {base!r}")
+    return math.log(base)
+
+
+def _finish(value: np.ndarray, axis: Axis, keepdims: bool, dtype: np.dtype) -> Any:
+    """Drop the reduced axes unless they are to be kept; give the result its type, and a scalar where it is 0-d."""
+    return (value if keepdims else value.squeeze(axis=axis)).astype(dtype)[()]
