@@ -13,6 +13,8 @@ HERE = Path("fastkl/_kernels")
 TIERS = ["base", "avx2", "avx512"] if platform.machine() in ("x86_64", "AMD64") else ["base"]
 # Never -ffast-math, at compile or link time: it would set flush-to-zero for the whole process.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+# gcc would jam or interchange some loops over vectors into the loops over lanes, and then vectorise neither.
+FLAGS += ["-fno-loop-interchange", "-fno-loop-unroll-and-jam"]
 
 
 class BuildWithOpenMP(build_ext):

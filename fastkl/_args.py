@@ -25,18 +25,20 @@ _TAKEN = "float64, float32, float16, bfloat16, integers and bool"
 
 def as_array(value: ArrayLike, name: str) -> Array:
     """Return an array that the kernels can read, without a copy wherever the value is one already."""
-    if type(value) is np.ndarray:
-        array: Array = value
-    elif isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; pass its data, and its mask as where=~mask")
-    elif not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
-        array = np.from_dlpack(value)
-    else:
-        array = np.asarray(value)
+    array = value if type(value) is np.ndarray else _as_ndarray(value, name, "its mask as where=~mask")
     dtype = array.dtype
     if dtype is FLOAT64 or dtype is FLOAT32 or compute_dtype(dtype) is not None:
         return array
     raise TypeError(f"{name} has dtype {dtype}; taken are {_TAKEN}")
+
+
+def _as_ndarray(value: ArrayLike, name: str, instead_of_mask: str) -> Array:
+    """What NumPy makes of an array of another library, of a sequence or of a number."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; pass its data, and {instead_of_mask}")
+    if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    return np.asarray(value)
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
@@ -53,9 +55,10 @@ def result_dtype(*arrays: Array) -> np.dtype[Any]:
     first = arrays[0].dtype
     if first is FLOAT64 or (first is FLOAT32 and all(a.dtype is FLOAT32 for a in arrays)):
         return first
-    promoted = compute_dtype(np.result_type(*arrays) if len(arrays) > 1 else first)
-    if promoted is None:
-        raise TypeError(f"{' and '.join(str(a.dtype) for a in arrays)} have no common type among {_TAKEN}")
+    # NumPy does not know how bfloat16 promotes with its own types: it goes as float32, which it is computed in.
+    types = [FLOAT32 if a.dtype.name == "bfloat16" else a.dtype for a in arrays]
+    promoted = compute_dtype(np.result_type(*types))
+    assert promoted is not None, "types that are taken promote to one that is"
     return promoted
 
 
@@ -154,17 +157,16 @@ def _same(a: Array, b: Array) -> bool:
 
 def without(array: Array, axes: tuple[int, ...]) -> Array:
     """A view of a keepdims result without its axes of length 1."""
-    return array[tuple(0 if i in axes else slice(None) for i in range(array.ndim))] if axes else array
+    return array[(*(0 if i in axes else slice(None) for i in range(array.ndim)), ...)] if axes else array
 
 
 def log_scale(base: float | None) -> float:
     """1 / ln(base): what turns nats into the unit asked for."""
     if base is None:
         return 1.0
-    try:
-        number = float(base)
-    except (TypeError, ValueError):
-        raise TypeError(f"base takes a positive number other than 1, not {base!r}") from None
+    if isinstance(base, (bool, np.bool_)) or not isinstance(base, (int, float, np.integer, np.floating)):
+        raise TypeError(f"base takes a positive number other than 1, not {base!r}")
+    number = float(base)
     if not (0 < number < math.inf) or number == 1:
         raise ValueError(f"base takes a positive number other than 1, not {base!r}")
     return 1 / math.log(number)
@@ -172,9 +174,7 @@ def log_scale(base: float | None) -> float:
 
 def as_labels(labels: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Integer class numbers, one per row."""
-    if isinstance(labels, np.ma.MaskedArray):
-        raise TypeError("labels is a masked array; pass its data, and mark the absent rows by ignore_index=")
-    array = np.asarray(labels)
+    array = _as_ndarray(labels, "labels", "mark the absent rows by ignore_index=")
     if array.size == 0 and not isinstance(labels, np.ndarray):
         array = array.astype(np.intp)    # an empty list has no integers to tell its type by
     if array.dtype.kind not in "iu":

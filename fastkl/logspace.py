@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _args, _kernels
@@ -78,11 +79,14 @@ def logsumexp(
     [1.6931, 1000.6931]
     """
     array = _args.as_array(x, "x")
-    if b is None and not return_sign:
-        return per_row(_kernels.LOGSUMEXP, (array,), ("x",), axis, where, keepdims, out, n_threads)
-    weights = _args.as_array(1 if b is None else b, "b")
     if b is None:
-        weights = weights.astype(_args.result_dtype(array))
+        value = per_row(_kernels.LOGSUMEXP, (array,), ("x",), axis, where, keepdims, out, n_threads)
+        if not return_sign:
+            return value
+        # A sum of exponentials is positive, or 0, or NaN.
+        sign = np.where(value == -np.inf, value.dtype.type(0), value.dtype.type(1))
+        return value, np.where(np.isnan(value), value, sign)[()]
+    weights = _args.as_array(b, "b")
     return per_row(
         _kernels.WEIGHTED_LOGSUMEXP, (array, weights), ("x", "b"), axis, where, keepdims, out, n_threads,
         signed=bool(return_sign),
@@ -179,8 +183,8 @@ def log_softmax(
     -----
     Domain: all numbers. A row of -inf only, with +inf or with NaN gives NaN for that row.
 
-    Accuracy: below (4 + d/2) eps of each result, where d is the distance of the element from its row's maximum; also at a
-    dominant element, where the result is -log1p of the others' share.
+    Accuracy: below (4 + d/2) eps of each result, where d is the distance between the element and the largest of the others; at
+    a dominant element the result is -log1p of the others' share, right to its last digits.
 
     References
     ----------

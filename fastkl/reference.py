@@ -284,6 +284,8 @@ def _total_less_one(x: np.ndarray, b: np.ndarray, axis: Axis) -> tuple[np.ndarra
     One less, because where the maximum dominates the total is 1 + a rest whose digits the 1 would swallow.
     """
     m = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    # Beside a +inf every finite entry counts for nothing, also one whose exp overflows.
+    x = np.where((m == np.inf) & (x < np.inf), -np.inf, x)
     m = np.where(np.isfinite(m), m, 0.0)
     at_top = x == m
     rest = np.where(at_top, 0.0, b * np.exp(x - m)).sum(axis=axis, keepdims=True)

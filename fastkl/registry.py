@@ -26,8 +26,9 @@ class Budget:
     ``relative``
         abs(result).
     ``relative+d/2``
-        abs(result), with d/2 added to ``multiple``, where d is the distance between the label's logit and the
-        largest of the others (without a label: between the two largest). It is the rounding of that difference.
+        abs(result), with d/2 added to ``multiple``, where d is the distance between the label's logit (the element's own,
+        for a result per element) and the largest of the others; without a label, between the two largest. It is the
+        rounding of that difference.
     ``element+d/2``
         abs(result), with d/2 added to ``multiple``, where d is the distance of this element from the row's maximum;
         holds for results above the denormals.
@@ -97,7 +98,7 @@ DOMINANT_LOGSUMEXP = Budget(4, 4, "relative")
 OPERATIONS: tuple[Operation, ...] = (
     Operation("logsumexp", ("x",), "row", Budget(1, 2, "max1"), 1),
     Operation("softmax", ("x",), "element", Budget(3, 3, "element+d/2"), 1, 1),
-    Operation("log_softmax", ("x",), "element", Budget(4, 4, "element+d/2"), 1, 1),
+    Operation("log_softmax", ("x",), "element", Budget(4, 4, "relative+d/2"), 1, 1),
     Operation("softmax_cross_entropy", ("x", "labels"), "row", Budget(4, 4, "relative+d/2"), 1),
     Operation("entropy", ("p",), "row", Budget(4, 4, "relative"), 1),
     Operation(

@@ -6,12 +6,9 @@
 # minima and maxima, and no input gets a plausible wrong number. Which form a block takes depends on that row alone.
 
 
-cdef extern from "math.h" nogil:
-    double fma(double x, double y, double z)
-
-
 cdef inline real smallest_q(real like) noexcept nogil:
-    """Below this q (and above `largest` for p) the fast KL term is out of its domain."""
+    """Below this q (and above `largest` for p) the fast KL term is out of its domain, and below it a sum of terms is not
+    trusted."""
     if real is float:
         return 2.0 ** -96
     else:
@@ -35,68 +32,83 @@ cdef inline real absent_q(int op, real like) noexcept nogil:
     return <real>1 if op == CROSS_ENTROPY else smallest_q(like)
 
 
-cdef void kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                    const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
                    real* p_low, real* p_high, real* q_low) noexcept nogil:
     """Per lane: sum of the KL terms; for KL the sum of p - q, for KL_NORMALIZED the sum of p too. Where the data is
-    float64 that difference is a two-sum: near-equal rows leave far less than its rounding."""
-    cdef real s[LANES]
-    cdef real a[LANES]
-    cdef real b[LANES]
-    cdef real c[LANES]
-    cdef double t[LANES]
-    cdef double d[LANES]
-    cdef double e[LANES]
-    cdef double w[LANES]
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
+    float64 that difference is a two-sum: near-equal rows leave far less than its rounding.
+
+    Half of the lanes at a time go through a run of vectors, so that their sums stay in registers."""
+    cdef real s[HALF]
+    cdef real a[HALF]
+    cdef real b[HALF]
+    cdef real c[HALF]
+    cdef double t[HALF]
+    cdef double d[HALF]
+    cdef double e[HALF]
+    cdef double w[HALF]
+    cdef Py_ssize_t i, start, stop
+    cdef int j, h
     cdef const real* x
     cdef const real* y
     cdef double z, sum, z_part
-    for j in range(LANES):
-        t[j] = d[j] = e[j] = w[j] = 0
-        a[j] = c[j] = 1
-        b[j] = 0
-    while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = 0
-        while i < stop:
-            x = vector_at(p, i, p_patch, at)
-            y = vector_at(q, i, q_patch, at)
-            for j in range(LANES):
-                s[j] += kl_term(x[j], y[j])
-                a[j] = x[j] if x[j] < a[j] else a[j]
-                b[j] = x[j] if x[j] > b[j] else b[j]
-                c[j] = y[j] if y[j] < c[j] else c[j]
-            if op != GENERALIZED_KL:
-                if real is float:
-                    for j in range(LANES):
-                        d[j] += <double>(x[j] - y[j])
-                else:
-                    for j in range(LANES):
-                        z = x[j] - y[j]
-                        sum = d[j] + z
-                        z_part = sum - d[j]
-                        e[j] += (d[j] - (sum - z_part)) + (z - z_part)
-                        d[j] = sum
+    for h in range(0, LANES, 32):
+        for j in range(HALF):
+            t[j] = d[j] = e[j] = w[j] = 0
+            a[j] = c[j] = 1
+            b[j] = 0
+        start = 0
+        while start < count:
+            stop = start + RUN if start + RUN < count else count
+            for j in range(HALF):
+                s[j] = 0
+            if op == GENERALIZED_KL:
+                for i in range(start, stop):
+                    x = vector_at(p, i, p_patch, at) + h
+                    y = vector_at(q, i, q_patch, at) + h
+                    for j in range(HALF):
+                        s[j] += kl_term(x[j], y[j])
+                        a[j] = x[j] if x[j] < a[j] else a[j]
+                        b[j] = x[j] if x[j] > b[j] else b[j]
+                        c[j] = y[j] if y[j] < c[j] else c[j]
+            else:
+                for i in range(start, stop):
+                    x = vector_at(p, i, p_patch, at) + h
+                    y = vector_at(q, i, q_patch, at) + h
+                    for j in range(HALF):
+                        s[j] += kl_term(x[j], y[j])
+                        a[j] = x[j] if x[j] < a[j] else a[j]
+                        b[j] = x[j] if x[j] > b[j] else b[j]
+                        c[j] = y[j] if y[j] < c[j] else c[j]
+                    if real is float:
+                        for j in range(HALF):
+                            d[j] += <double>(x[j] - y[j])
+                    else:
+                        for j in range(HALF):
+                            z = x[j] - y[j]
+                            sum = d[j] + z
+                            z_part = sum - d[j]
+                            e[j] += (d[j] - (sum - z_part)) + (z - z_part)
+                            d[j] = sum
             if op == KL_NORMALIZED:
-                for j in range(LANES):
-                    w[j] += <double>x[j]
-            i += 1
-        for j in range(LANES):
-            t[j] += s[j]
-    for j in range(LANES):
-        sums[j] = t[j]
-        differences[j] = d[j]
-        differences_lo[j] = e[j]
-        masses[j] = w[j]
-        p_low[j] = a[j]
-        p_high[j] = b[j]
-        q_low[j] = c[j]
+                for i in range(start, stop):
+                    x = vector_at(p, i, p_patch, at) + h
+                    for j in range(HALF):
+                        w[j] += <double>x[j]
+            for j in range(HALF):
+                t[j] += s[j]
+            start = stop
+        for j in range(HALF):
+            sums[h + j] = t[j]
+            differences[h + j] = d[j]
+            differences_lo[h + j] = e[j]
+            masses[h + j] = w[j]
+            p_low[h + j] = a[j]
+            p_high[h + j] = b[j]
+            q_low[h + j] = c[j]
 
 
-cdef void entropy_lanes(const real* p, Py_ssize_t count, const real* patch, const Py_ssize_t* at, double* sums,
+cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, const Py_ssize_t* at, double* sums,
                         real* p_low, real* p_high) noexcept nogil:
     """Per lane: sum of -p log p."""
     cdef real s[LANES]
@@ -129,7 +141,7 @@ cdef void entropy_lanes(const real* p, Py_ssize_t count, const real* patch, cons
         p_high[j] = b[j]
 
 
-cdef void cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                               const Py_ssize_t* at, double* sums, real* p_low, real* q_low, real* q_high) noexcept nogil:
     """Per lane: sum of -p log q."""
     cdef real s[LANES]
@@ -167,7 +179,7 @@ cdef void cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
         q_high[j] = c[j]
 
 
-cdef void any_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                     const Py_ssize_t* at, double* sums, double* differences, double* differences_lo,
                     double* masses) noexcept nogil:
     """The same sums, in double, by the terms that are right for every pair of numbers."""
@@ -209,15 +221,16 @@ cdef void any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
         masses[j] = w[j]
 
 
-cdef inline bint ordinary(int op, double total, real p_low, real p_high, real q_low, real q_high) noexcept nogil:
-    """Whether a fast loop was within its domain, judged by the extremes of what it read; NaN shows in the total."""
-    if not (total - total == 0 and p_low >= 0):
-        return False
+cdef inline int odd_lane(int op, double total, real p_low, real p_high, real q_low, real q_high) noexcept nogil:
+    """1 where a fast loop was out of its domain, judged by the extremes of what it read; NaN shows in the total. A total
+    as small as this was summed of terms that lost digits to denormals."""
+    cdef double size = total if total > 0 else -total
+    cdef int odd = (total - total != 0) | (p_low < 0) | ((size > 0) & (size < smallest_q(p_low)))
     if op == ENTROPY:
-        return p_high < largest(p_high)
+        return odd | (p_high > largest(p_high))
     if op == CROSS_ENTROPY:
-        return q_low > 0 and q_high < largest(q_high)
-    return p_high < largest(p_high) and q_low >= smallest_q(q_low)
+        return odd | (q_low <= 0) | (q_high > largest(q_high))
+    return odd | (p_high > largest(p_high)) | (q_low < smallest_q(q_low))
 
 
 cdef void fast_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -245,28 +258,33 @@ cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, S
     cdef real b[LANES]
     cdef real c[LANES]
     cdef real f[LANES]
-    cdef double total
     cdef Py_ssize_t count = start_patches(p, n, absent_p(op, p[0]), p_patch, at)
-    cdef int j
+    cdef int j, odd = 0
     if op != ENTROPY:
         start_patches(q, n, absent_q(op, p[0]), q_patch, at)
-    for j in range(LANES):
-        c[j] = f[j] = 1
     fast_lanes(op, p, q, count, p_patch, q_patch, at, t, d, e, w, a, b, c, f)
-    total = fold_sum(t)
-    if not ordinary(op, total, fold_min(a), fold_max(b), fold_min(c), fold_max(f)):
+    for j in range(LANES):
+        odd |= odd_lane(op, t[j], a[j], b[j], c[j], f[j])
+    if odd:
+        # The pair past the row's end is 0, 0 here, lest it count beside denormals.
+        count = start_patches(p, n, <real>0, p_patch, at)
+        if op != ENTROPY:
+            start_patches(q, n, <real>0, q_patch, at)
         any_lanes(op, p, q, count, p_patch, q_patch, at, t, d, e, w)
-        total = fold_sum(t)
-    two_sum_add(&st.s, &st.s_lo, total)
+    two_sum_add(&st.s, &st.s_lo, fold_sum(t))
     if op == KL or op == KL_NORMALIZED:
-        fold_two_sum(d, e)
-        two_sum_add(&st.u, &st.u_lo, d[0])
-        st.u_lo += e[0]
+        if real is float:
+            two_sum_add(&st.u, &st.u_lo, fold_sum(d))     # exact enough: the data has half the digits
+        else:
+            fold_two_sum(d, e)
+            two_sum_add(&st.u, &st.u_lo, d[0])
+            st.u_lo += e[0]
     if op == KL_NORMALIZED:
-        st.v += fold_sum(w) - (count * LANES - n) * <double>absent_p(op, p[0])
+        st.v += fold_sum(w) - (0 if odd else (count * LANES - n) * <double>absent_p(op, p[0]))
 
 
-cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t classes, Sums* a) noexcept nogil:
+cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t classes, Py_ssize_t rows,
+                            Sums* a) noexcept nogil:
     """A tile of short rows, one lane a row; a row outside the fast domain takes the other form without its neighbours."""
     cdef Py_ssize_t at[3]
     cdef double t[LANES]
@@ -277,17 +295,15 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     cdef real p_high[LANES]
     cdef real q_low[LANES]
     cdef real q_high[LANES]
-    cdef bint odd[LANES]
-    cdef bint any_odd = False
-    cdef int j
+    cdef int odd[LANES]
+    cdef int j, any_odd = 0
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
-        q_low[j] = q_high[j] = 1
-        t[j] = d[j] = e[j] = w[j] = 0
         a.s_lo[j] = 0
     fast_lanes(op, p, q, classes, p, q, at, a.s, a.u, a.u_lo, a.v, p_low, p_high, q_low, q_high)
     for j in range(LANES):
-        odd[j] = not ordinary(op, a.s[j], p_low[j], p_high[j], q_low[j], q_high[j])
+        odd[j] = odd_lane(op, a.s[j], p_low[j], p_high[j], q_low[j], q_high[j])
+    for j in range(rows):
         any_odd |= odd[j]
     if any_odd:
         any_lanes(op, p, q, classes, p, q, at, t, d, e, w)
@@ -308,6 +324,17 @@ cdef void merge_divergence(State* st, const State* other) noexcept nogil:
     st.v += other.v
 
 
+cdef inline double log1p_gap(double t) noexcept nogil:
+    """t - log1p(t) without cancellation: it is the KL term of 1 and 1 + t."""
+    cdef double u = 1 + t
+    return kl_term_any_f64(1, u, t - (u - 1))
+
+
+cdef inline double not_negative(double x) noexcept nogil:
+    """x, or 0 where rounding made it negative; NaN stays."""
+    return 0 if x < 0 else x
+
+
 cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale, double* out) noexcept nogil:
     cdef double total, t, excess_mass
     cdef Py_ssize_t j
@@ -318,40 +345,65 @@ cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale
         elif op == KL_NORMALIZED:
             # KL(p/P || q/Q) = G/P - (t - log1p(t)), t = Q/P - 1
             t = -closed(a.u[j], a.u_lo[j]) / a.v[j]
-            total = closed(a.s[j], a.s_lo[j]) / a.v[j] - (t - log1p_f64(t))
+            total = not_negative(closed(a.s[j], a.s_lo[j]) / a.v[j] - log1p_gap(t))
         else:
             total = closed(a.s[j], a.s_lo[j])
         out[j] = total * scale + 0.0     # + 0.0: a one-hot row's entropy is +0, not -0
 
 
 cdef inline bint needs_rescaling(const Sums* a, Py_ssize_t j) noexcept nogil:
-    """Whether P and Q differ so much that G/P - (t - log1p(t)) would lose digits, and the row is worth a second read."""
-    cdef double t = -closed(a.u[j], a.u_lo[j]) / a.v[j]
-    cdef double g = closed(a.s[j], a.s_lo[j])
-    return 0 < a.v[j] < INFINITY and -1 < t < INFINITY and g < INFINITY and (t - log1p_f64(t)) * a.v[j] * 8 > g
+    """Whether P and Q differ so much, or are so large or small, that G/P - (t - log1p(t)) would lose digits."""
+    cdef double g = closed(a.s[j], a.s_lo[j]), p_sum = a.v[j]
+    cdef double t = -closed(a.u[j], a.u_lo[j]) / p_sum
+    if g != g:
+        return False
+    if not (1e-250 < p_sum < 1e250 and -0.5 < t < 1):
+        return True
+    return g < INFINITY and log1p_gap(t) * p_sum * 8 > g
 
 
-cdef double rescaled_kl(const Plan* plan, Py_ssize_t row, double p_sum, double q_sum) noexcept nogil:
-    """KL(p/P || q/Q) as G(p, r q)/P with r = P/Q: r q is kept as a double and its rounding error, so that nothing is lost
-    where p and q are nearly proportional. An error of r itself enters squared."""
+cdef inline double far_term(double p, double q, int q_shift, double r) noexcept nogil:
+    """The KL term of p and r 2^-q_shift q, where that is 0 in a double but q is not: nothing cancels so far apart."""
+    return 0 if p == 0 else p * (log_any_f64(p) - log_any_f64(q) + q_shift * LN2 - log_any_f64(r)) - p
+
+
+cdef double rescaled_kl(const Plan* plan, Py_ssize_t row) noexcept nogil:
+    """KL(p/P || q/Q) as G(p, r q)/P - (t - log1p(t)) with r = P/Q rounded and t = r Q/P - 1 its error: r q is kept as a
+    double and its rounding error, so that nothing is lost where p and q are nearly proportional. p and q are first
+    brought near 1 by powers of two, for their sums or their ratio may be out of range. Three reads of the row: for the
+    largest, the sums (by two-sum, for t) and the terms."""
     cdef double p[RUN * LANES]
     cdef double q[RUN * LANES]
-    cdef double t[LANES]
-    cdef double hi = 0, lo = 0, r = p_sum / q_sum, x
-    cdef Py_ssize_t i, n, start = 0
-    cdef int j
-    while start < plan.classes:
-        n = plan.classes - start if plan.classes - start < RUN * LANES else RUN * LANES
-        for i in range(RUN * LANES):
-            p[i] = q[i] = 0
-        fetch[double](plan, &plan.operand[0], row, 1, start, n, p, RUN * LANES, 1, 0)
-        fetch[double](plan, &plan.operand[1], row, 1, start, n, q, RUN * LANES, 1, 0)
-        for j in range(LANES):
-            t[j] = 0
-        for i in range(RUN):
-            for j in range(LANES):
-                x = r * q[i * LANES + j]
-                t[j] += kl_term_any_f64(p[i * LANES + j], x, fma(r, q[i * LANES + j], -x))
-        two_sum_add(&hi, &lo, fold_sum(t))
-        start += n
-    return closed(hi, lo) / p_sum
+    cdef double p_top = 0, q_top = 0, p_sum = 0, p_lo = 0, q_sum = 0, q_lo = 0, g = 0, g_lo = 0, r = 1, x, y
+    cdef Py_ssize_t i, n, start
+    cdef int step, p_shift = 0, q_shift = 0
+    for step in range(3):
+        start = 0
+        while start < plan.classes:
+            n = plan.classes - start if plan.classes - start < RUN * LANES else RUN * LANES
+            fetch[double](plan, &plan.operand[0], row, 1, start, n, p, RUN * LANES, 1, 0)
+            fetch[double](plan, &plan.operand[1], row, 1, start, n, q, RUN * LANES, 1, 0)
+            for i in range(n):
+                if step == 0:
+                    p_top = p[i] if p[i] > p_top else p_top
+                    q_top = q[i] if q[i] > q_top else q_top
+                    continue
+                x = ldexp(p[i], -p_shift)
+                y = ldexp(q[i], -q_shift)
+                if step == 1:
+                    two_sum_add(&p_sum, &p_lo, x)
+                    two_sum_add(&q_sum, &q_lo, y)
+                elif y < 1e-290 and q[i] > 0:
+                    two_sum_add(&g, &g_lo, far_term(x, q[i], q_shift, r))
+                else:
+                    two_sum_add(&g, &g_lo, kl_term_any_f64(x, r * y, fma(r, y, -(r * y))))
+            start += n
+        if step == 0:
+            frexp(p_top, &p_shift)
+            frexp(q_top, &q_shift)
+        elif step == 1:
+            if p_sum == 0 or q_sum == 0:
+                return NAN
+            r = p_sum / q_sum
+    x = (fma(r, q_sum, -p_sum) + (r * q_lo - p_lo)) / p_sum
+    return not_negative(closed(g, g_lo) / p_sum - log1p_gap(x))

@@ -34,7 +34,7 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
                 for j in range(classes * LANES):
                     q[j] = absent
             fetch[real](plan, &plan.operand[1], row, rows, 0, classes, q, 1, LANES, absent)
-        divergence_across[real](plan.op, x, q, classes, &a)
+        divergence_across[real](plan.op, x, q, classes, rows, &a)
         finish_rows[real](plan, row, rows, &a, scratch)
         return
     for j in range(rows if plan.has_labels else 0):
@@ -54,7 +54,7 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
     map_across[real](x, classes, m, k, log)
     if plan.has_mask:
         mask_out[real](plan, row, rows, 0, classes, x, 1, LANES, 0)
-    if plan.stream and plan.out.direct and plan.n_outer == 1 and plan.out.outer[0] == classes * sizeof(real):
+    if plan.stream and plan.out.direct and plan.n_outer == 1 and plan.out.outer[0] == classes * <Py_ssize_t>sizeof(real):
         if real is float:
             fk_transpose_f32(rows_out, classes, x, LANES, classes, rows)
         else:
@@ -78,64 +78,78 @@ cdef inline real absent_element(const Plan* plan, int operand, real* like) noexc
 # ---- longer rows: block by block -----------------------------------------------------------------------------------------
 
 cdef inline void start_state(State* st) noexcept nogil:
+    st.top_at = -1
     st.m = -INFINITY
     st.c = st.s = st.s_lo = st.u = st.u_lo = st.v = 0
 
 
 cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept nogil:
-    """Rows fetched together where they are not read in place: a cache line holds so many neighbours' elements."""
-    return 1 if is_direct(plan) else 64 // itemsize
+    """Rows scanned together: a tile where they are read in place and are one block; else, where they are not read in
+    place, as many as have neighbouring elements in a cache line."""
+    if is_direct(plan):
+        return TILE if plan.classes <= BLOCK else 1
+    return 64 // itemsize
 
 
 cdef inline bint is_direct(const Plan* plan) noexcept nogil:
     return not plan.has_mask and plan.operand[0].direct and (plan.operands < 2 or plan.operand[1].direct)
 
 
+cdef inline Py_ssize_t hole_in(const Plan* plan, Py_ssize_t index, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    """Where a label stands in the block of n classes from `first` on, or -1."""
+    return index - first if plan.has_labels and first <= index < first + n else -1
+
+
+cdef inline bint skipped(const Plan* plan, Py_ssize_t index) noexcept nogil:
+    """Whether a row's label makes its logits irrelevant."""
+    return plan.has_labels and (index == IGNORED or index == BAD_LABEL)
+
+
 cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop,
                     const Py_ssize_t* index, State* states, real* scratch) noexcept nogil:
-    """Read classes start .. stop of some rows into their states; index: the rows' labels."""
-    cdef Py_ssize_t first = start, n, i, hole
+    """Read classes start .. stop of some rows, at most TILE, into their states; index: the rows' labels."""
+    cdef const real* p[TILE]
+    cdef const real* q[TILE]
+    cdef Py_ssize_t first = start, n, i
     cdef bint direct = is_direct(plan)
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
-    cdef real* p_buffer = scratch
-    cdef real* q_buffer = scratch + (0 if direct else group * BLOCK)
     cdef real* spare = scratch + (0 if direct else plan.operands * group * BLOCK)
-    cdef const real* p
-    cdef const real* q = NULL
-    cdef const char* ahead = NULL
+    cdef const char* ahead
     while first < stop:
         n = BLOCK if first + BLOCK < stop else stop - first
         if not direct:
-            fetch[real](plan, &plan.operand[0], row, rows, first, n, p_buffer, BLOCK, 1,
-                        absent_element[real](plan, 0, NULL))
-            if plan.operands > 1:
-                fetch[real](plan, &plan.operand[1], row, rows, first, n, q_buffer, BLOCK, 1,
-                            absent_element[real](plan, 1, NULL))
+            for i in range(plan.operands):
+                fetch[real](plan, &plan.operand[i], row, rows, first, n, scratch + i * group * BLOCK, BLOCK, 1,
+                            absent_element[real](plan, <int>i, NULL))
         for i in range(rows):
             if direct:
-                p = <const real*>row_pointer(plan, &plan.operand[0], row + i) + first
+                p[i] = <const real*>row_pointer(plan, &plan.operand[0], row + i) + first
+                q[i] = p[i]
                 if plan.operands > 1:
-                    q = <const real*>row_pointer(plan, &plan.operand[1], row + i) + first
-                # A row that is one block is read twice, for its maximum and its sum: fetch the next one meanwhile.
-                if plan.classes <= BLOCK and row + i + 1 < plan.last_row:
-                    ahead = row_pointer(plan, &plan.operand[0], row + i + 1)
-                else:
-                    ahead = NULL
+                    q[i] = <const real*>row_pointer(plan, &plan.operand[1], row + i) + first
             else:
-                p = p_buffer + i * BLOCK
-                q = q_buffer + i * BLOCK
-            if plan.op >= ENTROPY:
-                divergence_block[real](plan.op, p, q, n, &states[i])
-            elif plan.op == WEIGHTED_LOGSUMEXP:
-                weighted_block[real](p, q, n, spare, &states[i])
-            else:
-                hole = -1
-                if plan.has_labels:
-                    if index[i] == IGNORED or index[i] == BAD_LABEL:
-                        continue
-                    if first <= index[i] < first + n:
-                        hole = index[i] - first
-                logsumexp_block[real](p, n, hole, plan.op == ENTROPY_OF_LOGITS, ahead, &states[i])
+                p[i] = scratch + i * BLOCK
+                q[i] = scratch + (group + i) * BLOCK
+        if plan.op >= ENTROPY:
+            for i in range(rows):
+                divergence_block[real](plan.op, p[i], q[i], n, &states[i])
+        elif plan.op == WEIGHTED_LOGSUMEXP:
+            for i in range(rows):
+                weighted_block[real](p[i], q[i], n, spare, &states[i])
+        else:
+            if first == start:
+                for i in range(rows):
+                    if not skipped(plan, index[i]):
+                        open_row(p[i], n, hole_in(plan, index[i], first, n), &states[i])
+            for i in range(rows):
+                if skipped(plan, index[i]):
+                    continue
+                # Rows of one block are read twice, for the maximum and the sum: fetch the next tile's meanwhile.
+                ahead = NULL
+                if direct and plan.classes <= BLOCK and row + i + rows < plan.last_row:
+                    ahead = row_pointer(plan, &plan.operand[0], row + i + rows)
+                logsumexp_block[real](p[i], n, hole_in(plan, index[i], first, n), plan.op == ENTROPY_OF_LOGITS, ahead,
+                                      &states[i])
         first += n
 
 
@@ -171,8 +185,8 @@ cdef void read_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
 cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     """Up to TILE rows, one after another or in groups."""
     cdef Sums a
-    cdef State states[64]
-    cdef State chunk[64]
+    cdef State states[TILE]
+    cdef State chunk[TILE]
     cdef Py_ssize_t i = 0, k, n, start, stop
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
     if plan.has_labels:
@@ -262,7 +276,7 @@ cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
         if plan.op == KL_NORMALIZED:
             for j in range(rows):
                 if needs_rescaling(a, j):
-                    result[j] = plan.scale * rescaled_kl(plan, row + j, a.v[j], a.v[j] - closed(a.u[j], a.u_lo[j]))
+                    result[j] = plan.scale * rescaled_kl(plan, row + j)
     put_rows[real](plan, &plan.out, row, rows, result, like)
     if plan.has_sign:
         put_rows[real](plan, &plan.sign, row, rows, extra, like)
@@ -343,7 +357,7 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     else:
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
         size = 1 if size < 1 else (TILE if size > TILE else size)
-        stride = 0 if is_direct(plan) else plan.operands * group_rows(plan, sizeof(real)) * BLOCK
+        stride = 0 if is_direct(plan) else plan.operands * group_rows(plan, sizeof(real)) * BLOCK    # as scan_rows lays it
         if maps or plan.op == WEIGHTED_LOGSUMEXP:
             stride += BLOCK
     stride += 64 - stride % 64

@@ -15,7 +15,7 @@ cdef inline Py_ssize_t read_label(Plan* plan, Py_ssize_t row) noexcept nogil:
 
 cdef void finish_label_loss(const Sums* a, Py_ssize_t rows, double* out) noexcept nogil:
     """loss = softplus(z), z = m + log(c + s) - x_label, without forming z where that would lose digits."""
-    cdef double t, e, y, rest
+    cdef double t, e, y, rest, loss, nothing
     cdef Py_ssize_t g, j
     cdef int i
     for g in range(0, rows, 8):
@@ -24,11 +24,16 @@ cdef void finish_label_loss(const Sums* a, Py_ssize_t rows, double* out) noexcep
             t = a.m[j] - a.label[j]
             y = excess(a, j)                 # the others' sum, less 1
             e = exp_up_f64(-t if t > 0 else t) * FK_DOWN
-            rest = y + e if t > 0 else e * (1 + y)
-            y = (t if t > 0 else 0) + log1p_f64(rest)
-            # A row of +inf, of -inf only, or with a NaN label's logit has no loss.
-            y = NAN if a.m[j] == INFINITY or a.label[j] == INFINITY else y
-            y = INFINITY if a.label[j] == -INFINITY and a.m[j] < INFINITY and a.c[j] + a.s[j] > 0 else y
-            y = NAN if a.label[j] == -INFINITY and not a.c[j] + a.s[j] > 0 else y
-            y = 0 if a.index[j] == IGNORED else y
-            out[j] = NAN if a.index[j] == BAD_LABEL else y
+            rest = e * (1 + y)
+            rest = y + e if t > 0 else rest
+            loss = log1p_f64(rest)
+            loss = t + loss if t > 0 else loss
+            # A label at -inf has an infinite loss; a row of +inf, or of -inf only, has none.
+            loss = INFINITY if a.label[j] == -INFINITY else loss
+            loss = NAN if a.label[j] == INFINITY else loss
+            loss = NAN if a.m[j] == INFINITY else loss
+            nothing = NAN if a.label[j] == -INFINITY else loss
+            loss = nothing if y == -1 else loss
+            loss = loss if y == y else y
+            loss = 0 if a.index[j] == IGNORED else loss
+            out[j] = NAN if a.index[j] == BAD_LABEL else loss

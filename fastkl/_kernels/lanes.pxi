@@ -21,6 +21,14 @@ cdef extern from "vmath.h" nogil:
     double kl_term_f64(double p, double q)
     double kl_term_any_f64(double p, double q, double q_lo)
     double xlogy_any_f64(double x, double y)
+    const double LN2_HI_F64     # few bits: k LN2_HI_F64 is exact
+    const double LN2_LO_F64
+
+cdef extern from "math.h" nogil:
+    double fma(double x, double y, double z)
+    double frexp(double x, int* exponent)
+    double ldexp(double x, int exponent)
+    const double LN2 "M_LN2"
 
 cdef extern from "memory.h" nogil:
     void fk_load_tile_f32(float* dst, Py_ssize_t dr, Py_ssize_t dc, const char* src, Py_ssize_t sr, Py_ssize_t sc,
@@ -50,8 +58,10 @@ cdef extern from "memory.h" nogil:
 
 cdef extern from *:
     """
+    #define loop __attribute__((noinline)) void /* a hot loop, found by its name in the disassembly by .ci/vectorised.py */
     #define FK_DOWN 0x1p-64 /* undoes the factor of exp_up */
     """
+    ctypedef void loop
     const double FK_DOWN
 
 ctypedef fused real:
@@ -60,11 +70,12 @@ ctypedef fused real:
 
 cdef enum:
     LANES = 64
+    HALF = 32
     RUN = 8          # vectors added in the data's own type
     BLOCK = 4096     # elements between two folds
     CHUNK = 131072   # elements of a row that one thread takes at a time; chunks are merged in order
     TILE = 64        # rows finished together
-    ACROSS = 64      # rows of at most so many classes are worked on across rows
+    ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
     MAXDIM = 64      # NumPy's own limit
 
 
@@ -111,10 +122,11 @@ cdef inline double fold_sum(double* t) noexcept nogil:
     return (t[0] + t[2]) + (t[1] + t[3])
 
 
-cdef inline real fold_max(real* t) noexcept nogil:
+cdef inline real fold_max(const real* lanes) noexcept nogil:
+    cdef real t[32]
     cdef int j
     for j in range(32):
-        t[j] = t[j] if t[j] > t[j + 32] else t[j + 32]
+        t[j] = lanes[j] if lanes[j] > lanes[j + 32] else lanes[j + 32]
     for j in range(16):
         t[j] = t[j] if t[j] > t[j + 16] else t[j + 16]
     for j in range(8):
@@ -124,13 +136,6 @@ cdef inline real fold_max(real* t) noexcept nogil:
     for j in range(2):
         t[j] = t[j] if t[j] > t[j + 2] else t[j + 2]
     return t[0] if t[0] > t[1] else t[1]
-
-
-cdef inline real fold_min(real* t) noexcept nogil:
-    cdef int j
-    for j in range(LANES):
-        t[j] = -t[j]
-    return -fold_max(t)
 
 
 cdef inline void two_sum_add(double* hi, double* lo, double x) noexcept nogil:

@@ -6,7 +6,7 @@
 # log1p((c - 1) + s), right to the last digit also where that element dominates (LSE([0, -40]) is 4.2e-18).
 
 
-cdef void max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, real* out) noexcept nogil:
+cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, real* out) noexcept nogil:
     """Maximum of each lane; NaNs are passed over here and carried by the sum."""
     cdef real top[LANES]
     cdef Py_ssize_t i
@@ -22,9 +22,9 @@ cdef void max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
         out[j] = top[j]
 
 
-cdef void exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
+cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
                         double* sums, real* tops, const char* ahead) noexcept nogil:
-    """Per lane: sum of exp(x - reference) and maximum, in one loop, while the row at `ahead` is prefetched."""
+    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop; the row at `ahead` is prefetched."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real top[LANES]
@@ -43,8 +43,8 @@ cdef void exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
         while i < stop:
             v = vector_at(x, i, patch, at)
             if ahead != NULL:
-                for k in range(0, LANES * sizeof(real), 64):
-                    fk_prefetch(ahead + i * LANES * sizeof(real) + k)
+                for k in range(<Py_ssize_t>sizeof(real)):
+                    fk_prefetch(ahead + (i * <Py_ssize_t>sizeof(real) + k) * LANES)
             for j in range(LANES):
                 s[j] += exp_up(v[j] - m[j])
                 top[j] = v[j] if v[j] > top[j] else top[j]
@@ -52,13 +52,13 @@ cdef void exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
         for j in range(LANES):
             t[j] += s[j]
     for j in range(LANES):
-        sums[j] = t[j] * FK_DOWN
+        sums[j] = t[j]
         tops[j] = top[j]
 
 
-cdef void moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
+cdef loop moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
                        double* moments) noexcept nogil:
-    """Per lane: sum of (m - x) exp(x - m), out of L1 after exp_sum_lanes."""
+    """Per lane: 2^64 times the sum of (m - x) exp(x - m), out of L1 after exp_sum_lanes."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef double t[LANES]
@@ -84,12 +84,12 @@ cdef void moment_lanes(const real* x, Py_ssize_t count, const real* patch, const
         for j in range(LANES):
             t[j] += s[j]
     for j in range(LANES):
-        moments[j] = t[j] * FK_DOWN
+        moments[j] = t[j]
 
 
-cdef void weighted_lanes(const real* x, const real* b, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
+cdef loop weighted_lanes(const real* x, const real* b, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
                          const real* b_patch, const real* reference, double* sums) noexcept nogil:
-    """Per lane: sum of b exp(x - reference) over the elements with b != 0."""
+    """Per lane: 2^64 times the sum of b exp(x - reference) over the elements with b != 0."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef double t[LANES]
@@ -115,19 +115,22 @@ cdef void weighted_lanes(const real* x, const real* b, Py_ssize_t count, const r
         for j in range(LANES):
             t[j] += s[j]
     for j in range(LANES):
-        sums[j] = t[j] * FK_DOWN
+        sums[j] = t[j]
 
 
 cdef inline Py_ssize_t find_top(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
                                 const real* tops, real top) noexcept nogil:
     """Index of an element equal to the maximum: the first in the first lane that holds it."""
     cdef Py_ssize_t i
-    cdef int j = 0
-    while tops[j] != top:
-        j += 1
+    cdef int numbers[LANES]
+    cdef int j, lane = LANES
+    for j in range(LANES):
+        numbers[j] = j if tops[j] == top else LANES
+    for j in range(LANES):
+        lane = numbers[j] if numbers[j] < lane else lane
     for i in range(count):
-        if vector_at(x, i, patch, at)[j] == top:
-            return i * LANES + j
+        if vector_at(x, i, patch, at)[lane] == top:
+            return i * LANES + lane
     return -1  # not reached: tops came from these vectors
 
 
@@ -146,63 +149,72 @@ cdef inline void rescale(State* st, double m) noexcept nogil:
     st.m = m
 
 
+cdef inline Py_ssize_t lay_block(const real* x, Py_ssize_t n, Py_ssize_t hole, real* patch,
+                                 Py_ssize_t* at) noexcept nogil:
+    """The vectors of a block whose element `hole` (the label's), if not -1, is absent."""
+    cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at)
+    if hole >= 0:
+        open_patch(x, n, hole // LANES, <real>-INFINITY, patch, at)[hole % LANES] = -INFINITY
+    return count
+
+
+cdef inline void set_reference(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
+                               const real* tops, real top, State* st) noexcept nogil:
+    """Take a block's maximum as the reference, and note where it stands."""
+    if top == -INFINITY:
+        st.m = lowest(top)     # finite, so that x - m is -inf and not NaN; any other element exceeds it
+        st.top_at = -1
+    else:
+        st.m = top
+        st.top_at = find_top(x, count, patch, at, tops, top)
+
+
+cdef void open_row(const real* x, Py_ssize_t n, Py_ssize_t hole, State* st) noexcept nogil:
+    """Find the first block's maximum. Short rows do this for a tile at once: the steps from a row's elements to its
+    maximum and on to its sum wait for one another, those of different rows do not."""
+    cdef real patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef real tops[LANES]
+    cdef Py_ssize_t count = lay_block(x, n, hole, patch, at)
+    max_lanes(x, count, patch, at, tops)
+    set_reference(x, count, patch, at, tops, fold_max(tops), st)
+
+
 cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* ahead,
                           State* st) noexcept nogil:
-    """Add a block to a row's state. hole: the index of an element that is absent (the label's), or -1."""
+    """Add a block to the state of a row that has been opened."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real tops[LANES]
     cdef real m[LANES]
     cdef double sums[LANES]
-    cdef double block = 0, shift
-    cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at), top_at, i
+    cdef Py_ssize_t count = lay_block(x, n, hole, patch, at), i
     cdef int j
     cdef real top
-    cdef bint again
-    if hole >= 0:
-        open_patch(x, n, hole // LANES, <real>-INFINITY, patch, at)[hole % LANES] = -INFINITY
-    if st.m == INFINITY:
-        # The row's sum is infinite: all that is left to find is a NaN, which wins.
-        for i in range(count * LANES):
-            top = vector_at(x, i // LANES, patch, at)[i % LANES]
-            if top != top:
-                st.s = NAN
-        return
-    if st.m == -INFINITY:
-        max_lanes(x, count, patch, at, tops)
-        again = True
-    else:
-        for j in range(LANES):
-            m[j] = <real>st.m
-        exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
-        again = False
-    top = tops[0]
-    for j in range(LANES):
-        m[j] = tops[j]
-    top = fold_max(m)
-    if not again and top > st.m + 1:
-        rescale(st, top)
-        again = True
-    if again:
-        if top == -INFINITY:
-            st.m = lowest(top)     # finite, so that x - m is -inf and not NaN; any other element exceeds it
-        else:
-            st.m = top
-            top_at = find_top(x, count, patch, at, tops, top)
-            open_patch(x, n, top_at // LANES, <real>-INFINITY, patch, at)[top_at % LANES] = -INFINITY
+    while True:
+        if st.top_at >= 0:
+            open_patch(x, n, st.top_at // LANES, <real>-INFINITY, patch, at)[st.top_at % LANES] = -INFINITY
             st.c = 1
-            if top == INFINITY:
-                logsumexp_block(x, n, hole, moments, NULL, st)
-                return
+            st.top_at = -1
+        if st.m == INFINITY:
+            # The row's sum is infinite: all that is left to find is a NaN, which wins.
+            for i in range(count * LANES):
+                top = vector_at(x, i // LANES, patch, at)[i % LANES]
+                if top != top:
+                    st.s = NAN
+            return
         for j in range(LANES):
             m[j] = <real>st.m
         exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
-    two_sum_add(&st.s, &st.s_lo, fold_sum(sums))
+        top = fold_max(tops)
+        if not top > st.m + 1:
+            break
+        rescale(st, top)
+        set_reference(x, count, patch, at, tops, top, st)
+    two_sum_add(&st.s, &st.s_lo, fold_sum(sums) * FK_DOWN)
     if moments:
-        for j in range(LANES):
-            m[j] = <real>st.m
         moment_lanes(x, count, patch, at, m, sums)
-        two_sum_add(&st.u, &st.u_lo, fold_sum(sums))
+        two_sum_add(&st.u, &st.u_lo, fold_sum(sums) * FK_DOWN)
 
 
 cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scratch, State* st) noexcept nogil:
@@ -223,9 +235,7 @@ cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scrat
     count = start_patches(scratch, n, <real>-INFINITY, patch, at)
     start_patches(b, n, <real>0, b_patch, b_at)
     max_lanes(scratch, count, patch, at, tops)
-    for j in range(LANES):
-        m[j] = tops[j]
-    top = fold_max(m)
+    top = fold_max(tops)
     if top > st.m:
         if st.m == -INFINITY:
             st.m = top
@@ -249,7 +259,7 @@ cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scrat
     for j in range(LANES):
         m[j] = <real>st.m
     weighted_lanes(scratch, b, count, patch, at, b_patch, m, sums)
-    two_sum_add(&st.s, &st.s_lo, fold_sum(sums))
+    two_sum_add(&st.s, &st.s_lo, fold_sum(sums) * FK_DOWN)
 
 
 cdef void logsumexp_across(real* tile, Py_ssize_t classes, Py_ssize_t rows, bint moments, Sums* a) noexcept nogil:
@@ -277,13 +287,15 @@ cdef void logsumexp_across(real* tile, Py_ssize_t classes, Py_ssize_t rows, bint
         else:
             top[j] = lowest(top[j])
         a.m[j] = top[j]
-        a.s_lo[j] = 0
-        a.u_lo[j] = 0
+        a.s_lo[j] = a.u[j] = a.u_lo[j] = 0
     exp_sum_lanes(tile, classes, tile, at, top, a.s, top, NULL)
     if moments:
         for j in range(LANES):
             top[j] = <real>a.m[j]
         moment_lanes(tile, classes, tile, at, top, a.u)
+    for j in range(LANES):
+        a.s[j] *= FK_DOWN
+        a.u[j] *= FK_DOWN
     for j in range(rows):
         if where[j] >= 0:
             tile[<Py_ssize_t>where[j] * LANES + j] = <real>a.m[j]
@@ -335,29 +347,33 @@ cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, double scale, double*
 
 cdef void finish_weighted(const Sums* a, Py_ssize_t rows, bint signed, double* out, double* sign) noexcept nogil:
     """m + log abs(c + s), and the sign of c + s; without signed a negative total is NaN."""
-    cdef double total, size, y, hi, lo, sum, b, tail
+    cdef double total, flip, y, hi, lo, sum, b, tail
     cdef Py_ssize_t j
+    cdef int k
     for j in range(rows):
         total = a.c[j] + closed(a.s[j], a.s_lo[j])
         sign[j] = 1 if total > 0 else (-1 if total < 0 else total)    # 0 and NaN stay
-        if total < 0 and not signed:
+        if total != total or (total < 0 and not signed):
             out[j] = NAN
-            continue
-        if total < 0:
-            y = ((-a.c[j] - 1) - a.s[j]) - a.s_lo[j]
-        else:
-            y = excess(a, j)
-        if total == 0:
+        elif total == 0:
             out[j] = -INFINITY
-            continue
-        if total == INFINITY or total == -INFINITY:
+        elif total - total != 0:
             out[j] = INFINITY
-            continue
-        log1p_split_f64(y, &hi, &lo)
-        sum = a.m[j] + hi
-        b = sum - a.m[j]
-        tail = (a.m[j] - (sum - b)) + (hi - b)
-        out[j] = sum + (tail + lo) if tail == tail else sum + lo
+        else:
+            flip = 1 if total > 0 else -1
+            total *= flip
+            k = 0
+            if 0.5 < total < 2:
+                y = ((flip * a.c[j] - 1) + flip * a.s[j]) + flip * a.s_lo[j]
+            else:
+                y = 2 * frexp(total, &k) - 1     # exact; total = 2^(k-1) (1 + y)
+                k -= 1
+            log1p_split_f64(y, &hi, &lo)
+            hi += k * LN2_HI_F64
+            sum = a.m[j] + hi
+            b = sum - a.m[j]
+            tail = (a.m[j] - (sum - b)) + (hi - b)
+            out[j] = sum + (tail + (lo + k * LN2_LO_F64))
 
 
 cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale, double* out) noexcept nogil:
@@ -372,7 +388,8 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
             log1p_split_f64(y, &hi, &lo)
             y = ((hi + lo) + (a.u[j] + a.u_lo[j]) / (1 + y)) * scale
             # no distribution: an infinite logit, or none above -inf
-            out[j] = NAN if a.m[j] == INFINITY or a.c[j] + a.s[j] == 0 else y
+            y = NAN if a.m[j] == INFINITY else y
+            out[j] = NAN if a.c[j] + a.s[j] == 0 else y
 
 
 # ---- softmax and log_softmax: the second pass over a row, out of cache where it fits -------------------------------------
@@ -388,7 +405,7 @@ cdef inline void map_vector(const real* v, real m, real k, bint log, real* w) no
             w[j] = exp_up(v[j] - m) * k
 
 
-cdef void map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y) noexcept nogil:
+cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y) noexcept nogil:
     """One row's block; y may be x. Each vector is computed whole before any of it is stored."""
     cdef real w[LANES]
     cdef Py_ssize_t i = 0, whole = n - n % LANES
@@ -435,4 +452,5 @@ cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, double* k) noexc
                 y = hi + lo
             else:
                 y = FK_DOWN / (1 + y)
-            k[j] = NAN if a.m[j] == INFINITY or a.c[j] + a.s[j] == 0 else y
+            y = NAN if a.m[j] == INFINITY else y
+            k[j] = NAN if a.c[j] + a.s[j] == 0 else y

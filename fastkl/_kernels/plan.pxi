@@ -69,8 +69,10 @@ cdef struct Sums:
     double label[TILE]              # the label's logit
     Py_ssize_t index[TILE]          # the label; NO_LABEL, IGNORED or BAD_LABEL
 
-# One row's, while it is read block by block.
+# One row's, while it is read block by block. top_at: where the maximum stands in the block about to be summed, if that
+# block's maximum is st.m and has been found already; else -1.
 cdef struct State:
+    Py_ssize_t top_at
     double m
     double c
     double s
@@ -202,7 +204,7 @@ cdef void put_rows(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_
     cdef char* target
     for i in range(nr):
         if plan.flat_out:
-            (<real*>a.data)[row + i - plan.first_row] = <real>values[i]
+            (<double*>a.data)[row + i - plan.first_row] = values[i]     # on their way to a sum: not rounded yet
         else:
             target = row_pointer(plan, a, row + i)
             (<real*>target)[0] = <real>values[i]

@@ -1,0 +1,390 @@
+"""The right answers, to 240 bits, and how far from them a result may be.
+
+Each function takes one row as it is stored (its very floats, converted exactly) and returns mpmath numbers. Below them
+are the rows that the tests draw: awkward ones, fresh in every run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import mpmath
+import numpy as np
+
+from fastkl.registry import Budget, Operation
+
+mp = mpmath.MPContext()
+mp.prec = 240
+INF = mp.inf
+
+#: bars.md asks for a relative error "at every scale down to" these; below, the error allowed at that scale.
+SMALLEST_LOSS = {"float32": 1e-30, "float64": 1e-280}
+SMALLEST_DIVERGENCE = {"float32": 1e-12, "float64": 1e-25}
+
+
+# One row ----------------------------------------------------------------------------------------------------------
+
+
+def distances(x: Sequence[float]) -> tuple[Any, list[Any]]:
+    """Return the maximum of x and the distance of each entry from it."""
+    m = mp.mpf(max(x))
+    return m, [m - mp.mpf(v) for v in x]
+
+
+def rest_of(exps: Sequence[Any], top: int) -> Any:
+    """Return the sum of the exps but the one at ``top``."""
+    return mp.fsum(exps[:top]) + mp.fsum(exps[top + 1 :])
+
+
+def logsumexp(x: Sequence[float]) -> Any:
+    """log(sum(exp(x)))."""
+    m, d = distances(x)
+    return m + mp.log1p(rest_of([mp.exp(-v) for v in d], d.index(0)))
+
+
+def signed_logsumexp(x: Sequence[float], b: Sequence[float]) -> tuple[Any, int]:
+    """log(abs(sum(b * exp(x)))) and the sign of the sum."""
+    kept = [(v, w) for v, w in zip(x, b, strict=True) if w != 0 and v != -math.inf]
+    m, d = distances([v for v, _ in kept])
+    total = mp.fsum(mp.mpf(w) * mp.exp(-v) for v, (_, w) in zip(d, kept, strict=True))
+    return m + mp.log(abs(total)), int(mp.sign(total))
+
+
+def softmax(x: Sequence[float]) -> list[Any]:
+    """exp(x) / sum(exp(x))."""
+    _, d = distances(x)
+    exps = [mp.exp(-v) for v in d]
+    reciprocal = 1 / mp.fsum(exps)
+    return [e * reciprocal for e in exps]
+
+
+def log_softmax(x: Sequence[float]) -> list[Any]:
+    """The log of softmax: x - log(sum(exp(x)))."""
+    _, d = distances(x)
+    log_total = mp.log1p(rest_of([mp.exp(-v) for v in d], d.index(0)))
+    return [-(v + log_total) for v in d]
+
+
+def softmax_cross_entropy(x: Sequence[float], label: int) -> Any:
+    """log(1 + sum of exp(x - x[label]) over the other classes)."""
+    at = mp.mpf(x[label])
+    return mp.log1p(mp.fsum(mp.exp(mp.mpf(v) - at) for j, v in enumerate(x) if j != label))
+
+
+def entropy(p: Sequence[float]) -> Any:
+    """-sum(p log p)."""
+    return -mp.fsum(mp.mpf(v) * mp.log(mp.mpf(v)) for v in p if v > 0)
+
+
+def entropy_of_logits(x: Sequence[float]) -> Any:
+    """The entropy of softmax(x)."""
+    _, d = distances(x)
+    exps = [mp.exp(-v) for v in d]
+    rest = rest_of(exps, d.index(0))
+    return mp.log1p(rest) + mp.fsum(e * v for e, v in zip(exps, d, strict=True) if e) / (1 + rest)
+
+
+def cross_entropy(p: Sequence[float], q: Sequence[float], of: Any = lambda term: term) -> Any:
+    """-sum(p log q); with ``of=abs`` the sum of the absolute terms."""
+    if any(u > 0 and v == 0 for u, v in zip(p, q, strict=True)):
+        return INF
+    return mp.fsum(of(-mp.mpf(u) * mp.log(mp.mpf(v))) for u, v in zip(p, q, strict=True) if u > 0)
+
+
+def kl_divergence(p: Sequence[float], q: Sequence[float]) -> Any:
+    """sum(p log(p/q))."""
+    if any(u > 0 and v == 0 for u, v in zip(p, q, strict=True)):
+        return INF
+    return mp.fsum(mp.mpf(u) * mp.log(mp.mpf(u) / mp.mpf(v)) for u, v in zip(p, q, strict=True) if u > 0)
+
+
+def kl_normalized(p: Sequence[float], q: Sequence[float]) -> Any:
+    """The same of p / sum(p) and q / sum(q)."""
+    total_p, total_q = (mp.fsum(mp.mpf(v) for v in row) for row in (p, q))
+    return kl_divergence(p, q) / total_p - mp.log(total_p / total_q)
+
+
+def generalized_kl(p: Sequence[float], q: Sequence[float]) -> Any:
+    """sum(p log(p/q) - p + q), term by term: of the sums of each part, 240 bits need not be enough."""
+    if any(u > 0 and v == 0 for u, v in zip(p, q, strict=True)):
+        return INF
+    terms = []
+    for u, v in zip(map(mp.mpf, p), map(mp.mpf, q), strict=True):
+        terms.append(u * mp.log(u / v) - (u - v) if u else v)
+    return mp.fsum(terms)
+
+
+EXACT = {
+    "logsumexp": logsumexp,
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "entropy": entropy,
+    "entropy[logits]": entropy_of_logits,
+    "cross_entropy": cross_entropy,
+    "kl_divergence": kl_divergence,
+    "kl_divergence[normalize]": kl_normalized,
+    "generalized_kl": generalized_kl,
+}
+
+
+def exact(operation: Operation, arguments: Sequence[Any]) -> list[Any]:
+    """Return what the operation is of one row: one number, or one per element."""
+    value = EXACT[operation.id](*plain(arguments))
+    return value if operation.returns == "element" else [value]
+
+
+def plain(arguments: Sequence[Any]) -> list[Any]:
+    """Return the arguments with each array as a list of Python floats."""
+    return [v.astype(np.float64).tolist() if isinstance(v, np.ndarray) else v for v in arguments]
+
+
+# The error allowed ------------------------------------------------------------------------------------------------
+
+
+def allowed(operation: Operation, arguments: Sequence[Any], right: Sequence[Any], dtype: str) -> list[Any]:
+    """Return the error that the operation's budget allows each of the right results.
+
+    A right result that is denormal is also allowed the rounding of the result itself.
+    """
+    finfo = np.finfo(dtype)
+    rounding, tiny, eps = mp.mpf(float(finfo.smallest_subnormal)) / 2, float(finfo.tiny), float(finfo.eps)
+    units = units_of(operation, plain(arguments), right, dtype, tiny)
+    return [eps * u + (rounding if abs(r) < tiny else 0) for u, r in zip(units, right, strict=True)]
+
+
+def units_of(operation: Operation, x: Sequence[Any], right: Sequence[Any], dtype: str, tiny: float) -> list[Any]:
+    """Return each result's budget in eps: the multiple times the unit (see registry.Budget)."""
+    multiple = operation.budget.multiple(dtype)
+    if operation.budget.scale == "element+d/2":
+        top = max(x[0])
+        units = [(multiple + (top - v) / 2) * abs(r) if r else 0 for v, r in zip(x[0], right, strict=True)]
+        if operation.function == "softmax":
+            # Below the smallest normal number the bar only asks that the result be as small.
+            units = [u if r >= tiny else tiny / float(np.finfo(dtype).eps) for u, r in zip(units, right, strict=True)]
+        return units
+    if operation.budget.scale == "relative+d/2":
+        if operation.returns == "element":
+            gaps = gaps_of_each(x[0])
+        else:
+            gaps = [gap(x[0], x[1] if "labels" in operation.operands else int(np.argmax(x[0])))]
+        return [(multiple + d / 2) * max(abs(r), SMALLEST_LOSS[dtype]) for d, r in zip(gaps, right, strict=True)]
+    return [multiple * unit(operation, x, right[0], dtype)]
+
+
+def gaps_of_each(x: Sequence[float]) -> list[float]:
+    """Return gap(x, j) for each j."""
+    top = int(np.argmax(x))
+    return [gap(x, j) if j == top else x[top] - v if math.isfinite(v) else 0.0 for j, v in enumerate(x)]
+
+
+def gap(x: Sequence[float], label: int) -> float:
+    """Return the distance between the label's logit and the largest of the others; 0 where there is none."""
+    others = max((v for j, v in enumerate(x) if j != label), default=-math.inf)
+    return abs(others - x[label]) if math.isfinite(others - x[label]) else 0.0
+
+
+def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
+    """Return what one eps of an operation's budget is a fraction of (see registry.Budget)."""
+    if not mp.isfinite(right):
+        return 0
+    match operation.budget.scale:
+        case "max1":
+            return max(1, abs(right))
+        case "relative" if operation.operands == ("p", "q"):
+            return max(abs(right), SMALLEST_DIVERGENCE[dtype])
+        case "relative":
+            return abs(right)
+        case "absolute-sum":
+            return cross_entropy(*x, of=abs)
+        case "kl":
+            return generalized_kl(*x) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(*x, strict=True)))
+    raise ValueError(f"no unit is known for a budget of scale {operation.budget.scale!r}")
+
+
+def errors_over_budget(got: np.ndarray, right: Sequence[Any], bounds: Sequence[Any]) -> list[float]:
+    """Return each error as a fraction of what is allowed: above 1 is a failure; infinity is a wrong 0, inf or NaN."""
+    fractions = []
+    for g, r, bound in zip(np.asarray(got, np.float64).reshape(-1).tolist(), right, bounds, strict=True):
+        if not (math.isfinite(g) and mp.isfinite(r)):
+            fractions.append(0.0 if g == r else math.inf)
+            continue
+        error = abs(mp.mpf(g) - r)
+        fractions.append(float(error / bound) if bound else math.inf if error else 0.0)
+    return fractions
+
+
+def relative_errors(got: Iterable[float], right: Sequence[Any], budget: Budget, dtype: str) -> list[float]:
+    """The same for a plain relative budget that is not an operation's own."""
+    eps = float(np.finfo(dtype).eps)
+    return errors_over_budget(
+        np.array(list(got), np.float64), right, [budget.multiple(dtype) * eps * abs(r) for r in right]
+    )
+
+
+# Calls ------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(module: ModuleType, operation: Operation, arrays: Sequence[Any], **keywords: Any) -> Any:
+    """Call the operation's function, of fastkl or of fastkl.reference."""
+    return getattr(module, operation.function)(*arrays, **operation.keywords, **keywords)
+
+
+def stacked(rows: Sequence[Row]) -> list[np.ndarray]:
+    """Return the rows as one batch: an array for each operand."""
+    return [np.stack([np.asarray(row.arguments[i]) for row in rows]) for i in range(len(rows[0].arguments))]
+
+
+# Rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it is stored, and the name of the kind of row it is."""
+
+    kind: str
+    arguments: tuple[Any, ...]
+
+
+def rows_for(operation: Operation, size: int, dtype: str, rng: np.random.Generator) -> list[Row]:
+    """Return one row of every awkward kind for the operation, freshly drawn."""
+    kinds: Iterator[tuple[str, tuple[Any, ...]]]
+    if operation.operands == ("p", "q"):
+        kinds = ((kind, pair) for kind, *pair in pairs(size, dtype, rng))
+        if operation.keywords.get("normalize"):
+            # The other operations' results would be denormal too, which leaves nothing to measure.
+            small = rng.integers(1, 2000, (2, size)) * np.finfo(dtype).smallest_subnormal
+            kinds = iter([*kinds, ("all denormal", tuple(small))])
+    elif operation.operands == ("p",):
+        kinds = ((kind, (p,)) for kind, p in probabilities(size, dtype, rng))
+    elif operation.operands == ("x", "labels"):
+        kinds = ((kind, (x, label)) for kind, x in logits(size, dtype, rng) for label in [label_for(x, rng)])
+    else:
+        kinds = ((kind, (x,)) for kind, x in logits(size, dtype, rng))
+    rows = [Row(kind, tuple(cast(v, dtype) for v in arguments)) for kind, arguments in kinds]
+    contents = {tuple(np.asarray(v).tobytes() for v in row.arguments) for row in rows}
+    assert size < 10 or len(contents) == len(rows), "a generator drew the same row twice"
+    return rows
+
+
+def cast(v: Any, dtype: str) -> Any:
+    """Return an array in the given type, anything else as it is."""
+    return v.astype(dtype) if isinstance(v, np.ndarray) else v
+
+
+def label_for(x: np.ndarray, rng: np.random.Generator) -> int:
+    """Return the class of the largest logit half of the time, else any whose logit is finite."""
+    finite = np.flatnonzero(np.isfinite(x))
+    return int(np.argmax(x)) if rng.random() < 0.5 else int(rng.choice(finite))
+
+
+def logits(size: int, dtype: str, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield rows of logits."""
+    normal = rng.normal(size=size)
+    at = rng.integers(size)
+    wide, deepest = (30.0, 69.0) if dtype == "float32" else (200.0, 644.0)
+    yield "normal", 2 * normal
+    yield "wide", wide * rng.normal(size=size)
+    yield "far above 0", 3 * rng.normal(size=size) + rng.uniform(500, 5000)
+    yield "far below 0", 3 * rng.normal(size=size) - rng.uniform(500, 5000)
+    yield "constant", np.full(size, rng.uniform(-3, 3))
+    yield "tiny", 1e-20 * rng.normal(size=size)
+    yield "ascending", np.sort(rng.uniform(-wide, wide, size))
+    yield "descending", -np.sort(rng.uniform(-wide, wide, size))
+    yield "two values", rng.choice(rng.normal(size=2), size)
+
+    x = rng.normal(size=size).astype(dtype)
+    x[[at, rng.integers(size)]] = x.max() + 1
+    x[at] = np.nextafter(x[at], np.array(np.inf, dtype))
+    yield "nearly equal maxima", x
+
+    for kind, low, high in [("maximum ahead", 5.0, 20.0), ("maximum far ahead", 20.0, deepest)]:
+        x = rng.uniform(-2, 0, size) + math.log(1 / size) - rng.uniform(low, high - 3)
+        x = np.maximum(x, -deepest)
+        x[at] = 0.0
+        yield kind, x + (rng.uniform(0, 3) if kind == "maximum ahead" else 0.0)
+
+    x = 3 * rng.normal(size=size)
+    x[rng.random(size) < 0.2] = -np.inf
+    x[at] = 0.5 + rng.random()
+    yield "some -inf", x
+
+
+def simplex(size: int, rng: np.random.Generator, concentration: float = 1.0) -> np.ndarray:
+    """Draw from the symmetric Dirichlet distribution."""
+    draw = rng.gamma(concentration, size=size)
+    draw[rng.integers(size)] += 1e-3
+    return draw / draw.sum()
+
+
+def probabilities(size: int, dtype: str, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield rows of probabilities, none above 1: past that, entropy is a difference and has no relative budget."""
+    at = rng.integers(size)
+    yield "uniform", np.full(size, 1 / size)
+    for concentration in (0.05, 0.5, 1.0, 20.0):
+        yield f"Dirichlet({concentration})", np.minimum(simplex(size, rng, concentration), 1.0)
+    for rest in (1e-2, 1e-5, 1e-7) if dtype == "float32" else (1e-3, 1e-9, 1e-15):
+        p = rest * simplex(size, rng)
+        p[at] = 1 - rest * rng.uniform(0.5, 1)
+        yield f"1 - {rest}", p
+    p = simplex(size, rng)
+    p[rng.random(size) < 0.5] = 0.0
+    yield "half zeros", p
+    p = np.zeros(size)
+    p[at] = 1.0
+    yield "one-hot", p
+    yield "sums to less", rng.uniform(0.05, 0.3) * simplex(size, rng)
+    p = simplex(size, rng)
+    few = rng.random(size) < 0.3
+    p[few] = rng.integers(1, 1000, few.sum()) * float(np.finfo(dtype).smallest_subnormal)
+    yield "some denormal", p
+
+
+def pairs(size: int, dtype: str, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield pairs of rows of probabilities."""
+    at = rng.integers(size)
+    denormal = float(np.finfo(dtype).smallest_subnormal)
+    largest = 1e35 if dtype == "float32" else 1e302
+    p, q = simplex(size, rng), simplex(size, rng)
+    yield "independent", p, q
+    yield "peaked", simplex(size, rng, 0.1), simplex(size, rng, 20.0)
+    yield "same", p, p
+    for exponent in (1, 2, 3, 4, 5, 6) if dtype == "float32" else (1, 3, 5, 7, 9, 11, 13):
+        p = simplex(size, rng, 5.0).astype(dtype).astype(np.float64)
+        yield f"1e-{exponent} apart", p, p * (1 + 10.0**-exponent * rng.normal(size=size).clip(-4, 4))
+    for factor in (2.0, 3.0):
+        p = simplex(size, rng).astype(dtype).astype(np.float64)
+        yield f"{factor:.0f} times", p, factor * p
+    yield "sums of 0.1 and 7e5", 0.1 * simplex(size, rng), 7e5 * simplex(size, rng)
+    p = simplex(size, rng)
+    yield "sums of 7e5 and 0.1, near", 7e5 * p, 0.1 * p * (1 + 1e-3 * rng.normal(size=size))
+
+    p, q = simplex(size, rng), simplex(size, rng)
+    zeros = rng.random(size)
+    p[zeros < 0.5], q[zeros < 0.25] = 0.0, 0.0
+    p[at] = q[at] = 0.5
+    yield "zeros", p, q
+    p = np.zeros(size)
+    p[at] = 1.0
+    yield "one-hot", p, simplex(size, rng)
+    p = 1e-6 * simplex(size, rng)
+    p[at] = 1 - 1e-6
+    yield "nearly one-hot", p, 0.9 * p + 0.1 * simplex(size, rng)
+    p, q = simplex(size, rng), simplex(size, rng)
+    q[at], p[at] = 0.0, 0.1
+    if size > 1:
+        yield "p where q is 0", p, q
+
+    few = rng.random((2, size)) < 0.3
+    small = rng.integers(1, 1000, (2, size)) * denormal
+    p, q = np.where(few, small, rng.dirichlet(np.ones(2 * size)).reshape(2, size))
+    yield "some denormal", p, q
+    exponents = rng.uniform(-1, 1, (2, size))
+    p, q = largest**exponents
+    yield "every scale", p / size, q / size
+    p, q = simplex(size, rng), simplex(size, rng) / largest
+    yield "q near the least", p, q

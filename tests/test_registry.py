@@ -1,0 +1,89 @@
+"""The registry, the public functions, the reference and their documentation name the same things."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import oracle
+import pytest
+
+import fastkl as fk
+from fastkl import reference
+from fastkl.registry import DOMINANT_LOGSUMEXP, OPERATIONS, Operation
+
+operations = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.id)
+FUNCTIONS = sorted({operation.function for operation in OPERATIONS})
+
+#: Public, but not an operation on arrays.
+OTHER_NAMES = {"build_info"}
+
+
+def test_every_public_function_is_registered() -> None:
+    public = {name for name in fk.__all__ if inspect.isfunction(getattr(fk, name))}
+    assert public - OTHER_NAMES == set(FUNCTIONS)
+    defined = {
+        name
+        for name, function in vars(reference).items()
+        if inspect.isfunction(function) and function.__module__ == reference.__name__ and not name.startswith("_")
+    }
+    assert defined == set(FUNCTIONS)
+
+
+def test_operations_are_told_apart() -> None:
+    assert len({operation.id for operation in OPERATIONS}) == len(OPERATIONS)
+    for operation in OPERATIONS:
+        assert bool(operation.form) == bool(operation.keywords)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_reference_takes_the_same_keywords(function: str) -> None:
+    """All but where to write and on how many threads, with the same defaults, in the same order."""
+    signatures = [inspect.signature(getattr(module, function)) for module in (fk, reference)]
+    ours, theirs = ({n: (p.kind, repr(p.default)) for n, p in s.parameters.items()} for s in signatures)
+    for name in ("out", "n_threads"):
+        kind, default = ours.pop(name)
+        assert (kind, default) == (inspect.Parameter.KEYWORD_ONLY, "None")
+    assert list(ours.items()) == list(theirs.items())
+    positional = [name for name, (kind, _) in ours.items() if kind == inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert len(positional) == len(next(o for o in OPERATIONS if o.function == function).operands)
+
+
+@operations
+def test_budgets(operation: Operation) -> None:
+    """Each within what bars.md could ask for, in a unit that the oracle knows, and with an exact answer to compare."""
+    assert operation.id in oracle.EXACT
+    for dtype in ("float32", "float64"):
+        assert 0 < operation.budget.multiple(dtype) <= 8
+    row = {"x": [0.5, 0.25], "p": [0.5, 0.25], "q": [0.25, 0.5], "labels": 1}
+    arguments = [row[operand] for operand in operation.operands]
+    right = oracle.exact(operation, arguments)
+    assert all(bound > 0 for bound in oracle.allowed(operation, arguments, right, "float64"))
+    assert set(oracle.EXACT) == {operation.id for operation in OPERATIONS}
+    assert DOMINANT_LOGSUMEXP.multiple("float32") == DOMINANT_LOGSUMEXP.multiple("float64") == 4
+
+
+@operations
+def test_traffic(operation: Operation) -> None:
+    assert operation.arrays_read == len([o for o in operation.operands if o != "labels"])
+    assert operation.arrays_written == (operation.returns == "element")
+    moved = operation.bytes_moved(10, 100, 4)
+    assert 10 * 100 * 4 * (operation.arrays_read + operation.arrays_written) <= moved <= 10 * (100 * 8 + 12)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_docstrings(function: str) -> None:
+    """Formula, parameters, result, errors, domain, accuracy, and an example that the doctests run."""
+    docstring = inspect.getdoc(getattr(fk, function)) or ""
+    for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
+        assert re.search(rf"^{section}\n-{{{len(section)}}}$", docstring, re.M), f"no section {section}"
+    assert "``" in docstring.split("Parameters")[0], "no formula above the parameters"
+    parameters = docstring.split("Parameters\n")[1].split("Returns\n")[0]
+    for name in inspect.signature(getattr(fk, function)).parameters:
+        assert re.search(rf"^(\w+, )*{name}\b.* : ", parameters, re.M), f"parameter {name} is not described"
+    for error in ("TypeError", "ValueError"):
+        assert error in docstring.split("Raises\n")[1]
+    for word in ("Domain", "Accuracy", "eps"):
+        assert word in docstring.split("Notes\n")[1]
+    assert ">>> " in docstring.split("Examples\n")[1]
+    assert ">>> " in (inspect.getdoc(getattr(reference, function)) or "")

@@ -1,0 +1,216 @@
+"""The promise "same bits": a row's result depends on that row alone, and is the same on AVX2 and AVX-512.
+
+Nothing is stored: a row alone, on one thread, is what every other way to the same row is compared with, as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+
+import fastkl as fk
+from fastkl import _kernels
+from fastkl.registry import OPERATIONS, Operation
+
+dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+operations = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.id)
+
+# Lane, tile, block and chunk edges, and what lies between.
+SHORT = [*range(1, 18), 23, 31, 32, 33, 47, 63, 64, 65, 79, 95, 96, 97, 100, 127, 128, 129, 160, 191, 192, 193, 200]
+MIDDLE = [255, 256, 257, 500, 1000, 1023, 1024, 1025, 2047, 2049, 4095, 4096, 4097, 8191, 8193, 20_000]
+LONG = [131_071, 131_072, 131_073, 300_000]
+SIZES = SHORT + MIDDLE + LONG
+
+
+def draw(operation: Operation, rows: int, size: int, dtype: Any, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draw rows, a third of them with something unusual: zeros or -inf, a dominating entry, a NaN, a denormal."""
+    if operation.domain == "logits":
+        arrays = [3 * rng.normal(size=(rows, size))]
+        odd: list[float] = [-np.inf, 60.0, np.nan, 1e-42, -90.0, np.inf]
+    else:
+        arrays = [rng.gamma(0.7, size=(rows, size)) / size + 1e-9 for _ in operation.operands]
+        odd = [0.0, 0.9, np.nan, 1e-42, 1e-30, -0.5]
+    arrays = [v.astype(dtype) for v in arrays]
+    for v in arrays:
+        chosen = rng.choice(rows, rows // 3, replace=False)
+        v[chosen, rng.integers(size, size=chosen.size)] = rng.choice(odd, chosen.size)
+    return [*arrays, rng.integers(size, size=rows)] if "labels" in operation.operands else arrays
+
+
+def one_by_one(operation: Operation, arrays: Sequence[np.ndarray], **keywords: Any) -> list[bytes]:
+    """Return each row's result from a call with that row alone, on one thread."""
+    return [
+        np.asarray(oracle.evaluate(fk, operation, [v[i].copy() for v in arrays], n_threads=1, **keywords)).tobytes()
+        for i in range(len(arrays[0]))
+    ]
+
+
+def assert_rows_same(got: np.ndarray, right: Sequence[bytes], how: str) -> None:
+    different = [i for i, (g, r) in enumerate(zip(got, right, strict=True)) if np.asarray(g).tobytes() != r]
+    assert not different, f"{how}: rows {different} differ, e.g. {got[different[0]]!r}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@dtypes
+@operations
+def test_however_a_row_comes(
+    operation: Operation, dtype: str, size: int, tier: str, rng: np.random.Generator
+) -> None:
+    rows = 9 if size <= 200 else 4 if size <= 20_000 else 2
+    arrays = draw(operation, rows, size, dtype, rng)
+    right = one_by_one(operation, arrays)
+    if "avx512" in _kernels.supported() and tier == "avx2":
+        with _kernels.use("avx512"):
+            assert one_by_one(operation, arrays) == right, "AVX-512 and AVX2 differ"
+
+    # In batches, at another place each.
+    n = {9: 1000, 4: 70, 2: 3}[rows]
+    filler = draw(operation, n, size, dtype, rng)
+    places = rng.choice(n, rows, replace=False)
+    for v, row in zip(filler, arrays, strict=True):
+        v[places] = row
+    for n_threads in (1, 2, 3, 8):
+        got = oracle.evaluate(fk, operation, filler, n_threads=n_threads)
+        assert_rows_same(got[places], right, f"in a batch of {n}, {n_threads} threads")
+    assert_rows_same(oracle.evaluate(fk, operation, arrays, n_threads=2), right, f"in a batch of {rows}")
+
+    # Laid out otherwise.
+    for how, views in layouts(arrays, rng):
+        for n_threads in (1, 3):
+            got = oracle.evaluate(fk, operation, views, n_threads=n_threads)
+            assert_rows_same(got, right, f"{how}, {n_threads} threads")
+    down = [np.ascontiguousarray(v.T) if v.ndim == 2 else v for v in arrays]
+    for n_threads in (1, 3):
+        got = oracle.evaluate(fk, operation, down, axis=0, n_threads=n_threads)
+        assert_rows_same(got.T, right, f"along axis 0, {n_threads} threads")
+    if size % 2 == 0:
+        cubes = [v.reshape(rows, 2, size // 2) if v.ndim == 2 else v for v in arrays]
+        if "labels" not in operation.operands:
+            got = oracle.evaluate(fk, operation, cubes, axis=(1, 2))
+            assert_rows_same(got, right, "along two axes")
+
+    # A result in another place.
+    out = np.zeros([2 * n for n in np.shape(oracle.evaluate(fk, operation, arrays))], dtype)
+    out = out[tuple(slice(1, None, 2) for _ in out.shape)]
+    oracle.evaluate(fk, operation, arrays, out=out)
+    assert_rows_same(out, right, "into a strided out")
+
+
+def layouts(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> Any:
+    """Yield ways to lay the same rows out; labels stay as they are."""
+
+    def each(change: Any) -> list[np.ndarray]:
+        return [change(v) if v.ndim == 2 else v for v in arrays]
+
+    def at_offset(v: np.ndarray) -> np.ndarray:
+        offset = int(rng.integers(1, 16))
+        place = np.empty(v.size + offset, v.dtype)[offset:].reshape(v.shape)
+        place[...] = v
+        return place
+
+    def padded(v: np.ndarray) -> np.ndarray:
+        wide = np.full((v.shape[0], v.shape[1] + 3), np.nan, v.dtype)
+        wide[:, 1:-2] = v
+        return wide[:, 1:-2]
+
+    yield "at an odd offset", each(at_offset)
+    yield "rows apart", each(padded)
+    yield "every second", each(lambda v: np.repeat(v, 2, 1)[:, ::2])
+    yield "reversed", each(lambda v: v[:, ::-1].copy()[:, ::-1])
+    yield "rows reversed", each(lambda v: v[::-1].copy()[::-1])
+    yield "Fortran", each(np.asfortranarray)
+    yield "byte-swapped", each(lambda v: v.astype(v.dtype.newbyteorder()))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 10, 16])
+@dtypes
+@operations
+def test_in_a_batch_of_100_000(
+    operation: Operation, dtype: str, size: int, tier: str, rng: np.random.Generator
+) -> None:
+    arrays = draw(operation, 100_000, size, dtype, rng)
+    places = rng.choice(100_000, 40, replace=False)
+    right = one_by_one(operation, [v[places] for v in arrays])
+    first = None
+    for n_threads in (1, 2, 3, 8):
+        got = oracle.evaluate(fk, operation, arrays, n_threads=n_threads)
+        assert_rows_same(got[places], right, f"{n_threads} threads")
+        first = got.tobytes() if first is None else first
+        assert got.tobytes() == first, f"{n_threads} threads"
+    if "avx512" in _kernels.supported() and tier == "avx2":
+        with _kernels.use("avx512"):
+            assert oracle.evaluate(fk, operation, arrays).tobytes() == first, "AVX-512 and AVX2 differ"
+
+
+@pytest.mark.parametrize("size", [3, 10, 64, 100, 1000, 4097, 140_000])
+@dtypes
+@operations
+def test_under_a_mask(operation: Operation, dtype: str, size: int, tier: str, rng: np.random.Generator) -> None:
+    rows = 300 if size <= 100 else 20 if size <= 1000 else 3
+    arrays = draw(operation, rows, size, dtype, rng)
+    where = rng.random((rows, size)) < 0.7
+    alone = [oracle.evaluate(fk, operation, [v[i] for v in arrays], where=where[i]) for i in range(rows)]
+    right = [np.asarray(one).tobytes() for one in alone]
+    if "avx512" in _kernels.supported() and tier == "avx2":
+        with _kernels.use("avx512"):
+            assert_rows_same(oracle.evaluate(fk, operation, arrays, where=where), right, "AVX-512")
+    for n_threads in (1, 3):
+        got = oracle.evaluate(fk, operation, arrays, where=where, n_threads=n_threads)
+        assert_rows_same(got, right, f"{n_threads} threads")
+    got = oracle.evaluate(fk, operation, arrays, where=np.asfortranarray(where))
+    assert_rows_same(got, right, "mask in Fortran order")
+    everything = oracle.evaluate(fk, operation, arrays, where=np.ones((rows, size), bool))
+    assert everything.tobytes() == oracle.evaluate(fk, operation, arrays).tobytes(), "a mask that masks nothing"
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16", "int16", "bool"])
+@pytest.mark.parametrize("size", [3, 10, 64, 100, 1000, 4097, 140_000])
+@operations
+def test_of_narrow_types(operation: Operation, size: int, storage: str, tier: str, rng: np.random.Generator) -> None:
+    rows = 300 if size <= 100 else 20 if size <= 1000 else 3
+    kind = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(storage, storage))
+    arrays = [
+        np.abs(np.nan_to_num(v, posinf=9, neginf=-9)).astype(kind) if v.ndim == 2 else v
+        for v in draw(operation, rows, size, np.float32, rng)
+    ]
+    right = one_by_one(operation, arrays)
+    if "avx512" in _kernels.supported() and tier == "avx2":
+        with _kernels.use("avx512"):
+            assert one_by_one(operation, arrays) == right, "AVX-512 and AVX2 differ"
+    for n_threads in (1, 3):
+        got = oracle.evaluate(fk, operation, arrays, n_threads=n_threads)
+        assert_rows_same(got, right, f"{n_threads} threads")
+    wide = [v.astype(np.float32 if "float" in storage else np.float64) if v.ndim == 2 else v for v in arrays]
+    assert_rows_same(oracle.evaluate(fk, operation, wide), right, "widened before the call")
+
+
+@pytest.mark.parametrize("size", [5, 100, 4097])
+@dtypes
+def test_weighted_logsumexp(size: int, dtype: str, tier: str, rng: np.random.Generator) -> None:
+    x = (3 * rng.normal(size=(200, size))).astype(dtype)
+    b = rng.choice([-1.0, 0.0, 0.5, 2.0], (200, size)).astype(dtype)
+    both = [fk.logsumexp(row, b=weights, return_sign=True) for row, weights in zip(x, b, strict=True)]
+    right = [(value.tobytes(), sign.tobytes()) for value, sign in both]
+    for n_threads in (1, 2, 3):
+        value, sign = fk.logsumexp(x, b=b, return_sign=True, n_threads=n_threads)
+        assert [(v.tobytes(), s.tobytes()) for v, s in zip(value, sign, strict=True)] == right
+    value, sign = fk.logsumexp(x.T.copy(), b=b.T.copy(), axis=0, return_sign=True)
+    assert [(v.tobytes(), s.tobytes()) for v, s in zip(value, sign, strict=True)] == right
+
+
+@pytest.mark.parametrize(("rows", "size"), [(200_000, 3), (3000, 100), (3, 140_000)])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@dtypes
+def test_reductions(reduction: str, rows: int, size: int, dtype: str, tier: str, rng: np.random.Generator) -> None:
+    x = (3 * rng.normal(size=(rows, size))).astype(dtype)
+    labels = rng.integers(size, size=rows)
+    right = fk.softmax_cross_entropy(x, labels, reduction=reduction, n_threads=1).tobytes()
+    for n_threads in (2, 3, 8, None):
+        got = fk.softmax_cross_entropy(x, labels, reduction=reduction, n_threads=n_threads)
+        assert got.tobytes() == right, f"{n_threads} threads"
+    assert fk.softmax_cross_entropy(np.asfortranarray(x), labels, reduction=reduction).tobytes() == right

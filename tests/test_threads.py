@@ -1,0 +1,331 @@
+"""Threads, forks and the floating-point environment: no call leaves the process changed, none hangs."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import mmap
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import oracle
+import pytest
+
+import fastkl as fk
+from fastkl import _kernels
+from fastkl.registry import OPERATIONS, Operation
+
+operations = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.id)
+
+
+def draw(operation: Operation, rows: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    if operation.domain == "logits":
+        arrays = [rng.normal(size=(rows, size)).astype(np.float32)]
+    else:
+        arrays = [rng.uniform(0.01, 1, (rows, size)).astype(np.float32) for _ in operation.operands]
+    return [*arrays, rng.integers(size, size=rows)] if "labels" in operation.operands else arrays
+
+
+# Many callers -----------------------------------------------------------------------------------------------------
+
+
+@operations
+def test_many_python_threads_at_once(operation: Operation, rng: np.random.Generator) -> None:
+    for rows, size in ((4000, 7), (300, 100), (2, 140_000)):
+        batches = [draw(operation, rows, size, rng) for _ in range(4)]
+        right = [oracle.evaluate(fk, operation, batch, n_threads=1).tobytes() for batch in batches]
+
+        def call(i: int, batches: list = batches) -> bytes:
+            return oracle.evaluate(fk, operation, batches[i % 4], n_threads=1 + i % 3).tobytes()
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(call, range(48))) == right * 12
+
+
+def test_the_gil_is_released(rng: np.random.Generator) -> None:
+    """Another Python thread runs while a long call does."""
+    x = rng.normal(size=(64, 300_000))
+    counted, running = 0, threading.Event()
+
+    def call() -> None:
+        running.set()
+        fk.softmax(x, out=x, n_threads=1)
+        running.clear()
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    running.wait()
+    while running.is_set():
+        counted += 1
+    caller.join()
+    assert counted > 1000
+
+
+def os_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list its threads")
+def test_small_calls_stay_on_their_thread(rng: np.random.Generator) -> None:
+    """A new Python thread has no OpenMP team yet: a call that opens a region shows as new threads."""
+    if not fk.build_info()["openmp"]:
+        pytest.skip("built without OpenMP")
+    x, seen = rng.normal(size=(100, 10)), []
+
+    def call() -> None:
+        seen.append(os_threads())
+        fk.logsumexp(x)
+        seen.append(os_threads())
+        fk.logsumexp(rng.normal(size=(40_000, 30)), n_threads=4)
+        seen.append(os_threads())
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join()
+    before, after_small, after_parallel = seen
+    assert after_small == before
+    assert after_parallel == before + 3
+
+
+def test_threadpoolctl_limits_are_asked_at_every_call() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    if not fk.build_info()["openmp"]:
+        pytest.skip("built without OpenMP")
+    before = fk.build_info()["threads"]
+    with threadpoolctl.threadpool_limits(limits=1):
+        assert fk.build_info()["threads"] == 1
+    assert fk.build_info()["threads"] == before
+
+
+# Forks ------------------------------------------------------------------------------------------------------------
+
+
+def passes_in_a_child(check: Callable[[], bool]) -> None:
+    """Fork; the child runs the check, and is killed if it takes more than 5 seconds."""
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork beside threads: that this is safe here is what is tested.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(5)
+        try:
+            right = check()
+        except BaseException:
+            right = False
+        os._exit(0 if right else 1)
+    _, status = os.waitpid(child, 0)
+    assert status != signal.SIGALRM, "the child hung"
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@fork
+@operations
+def test_fork_after_a_parallel_region(operation: Operation, rng: np.random.Generator) -> None:
+    arrays = draw(operation, 3000, 300, rng)
+    right = oracle.evaluate(fk, operation, arrays, n_threads=4).tobytes()
+    for n_threads in (None, 1, 2, 4):
+        passes_in_a_child(
+            lambda n=n_threads: oracle.evaluate(fk, operation, arrays, n_threads=n).tobytes() == right
+        )
+    assert oracle.evaluate(fk, operation, arrays, n_threads=4).tobytes() == right
+
+
+@fork
+def test_fork_before_any_parallel_region() -> None:
+    """In a fresh process: the parent has opened no region when it forks, the child and then the parent do."""
+    program = """
+import os, signal
+import numpy as np, fastkl as fk
+x = np.random.default_rng(1).normal(size=(3000, 300))
+child = os.fork()
+signal.alarm(20)
+right = fk.logsumexp(x, n_threads=1).tobytes()
+assert fk.logsumexp(x, n_threads=4).tobytes() == right
+assert fk.logsumexp(x).tobytes() == right
+if child == 0:
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+grandchild = os.fork()
+if grandchild == 0:
+    signal.alarm(5)
+    second = os.fork()
+    assert fk.logsumexp(x, n_threads=4).tobytes() == right
+    os._exit(0 if second == 0 else os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))
+assert os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) == 0
+print("done")
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
+@fork
+def test_fork_from_a_python_thread(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(3000, 300))
+    right = fk.softmax(x, n_threads=3).tobytes()
+    failures = []
+
+    def call() -> None:
+        try:
+            fk.softmax(x, n_threads=3)
+            passes_in_a_child(lambda: fk.softmax(x, n_threads=3).tobytes() == right)
+        except BaseException as error:
+            failures.append(error)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join()
+    assert not failures
+
+
+# Flush-to-zero ----------------------------------------------------------------------------------------------------
+
+FLUSH = 0x8040  # FTZ and DAZ
+
+
+class ControlWord:
+    """The SSE control word of the calling thread, read and set by four bytes of machine code."""
+
+    def __init__(self) -> None:
+        self.page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self.page.write(bytes.fromhex("0fae1fc3" + "0fae17c3"))  # stmxcsr [rdi]; ret; ldmxcsr [rdi]; ret
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.page))
+        prototype = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint32))
+        self.store, self.load = prototype(address), prototype(address + 4)
+
+    def get(self) -> int:
+        word = ctypes.c_uint32()
+        self.store(ctypes.byref(word))
+        return word.value
+
+    def set(self, value: int) -> None:
+        self.load(ctypes.byref(ctypes.c_uint32(value)))
+
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        before = self.get()
+        self.set(before | FLUSH)
+        try:
+            yield
+        finally:
+            self.set(before)
+
+
+@pytest.fixture(scope="module")
+def control_word() -> ControlWord:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the control word is that of x86-64")
+    try:
+        return ControlWord()
+    except OSError as refusal:
+        pytest.skip(f"this system lets no program write machine code: {refusal}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@operations
+def test_flush_to_zero_changes_nothing(
+    operation: Operation, dtype: str, control_word: ControlWord, tier: str, rng: np.random.Generator
+) -> None:
+    """Set by another library in the calling thread, and inherited by the workers of a team that is made then."""
+    batches = []
+    for size in (5, 64, 300, 5000):
+        arrays = [v.astype(dtype) if v.ndim == 2 else v for v in draw(operation, 40, size, rng)]
+        least = np.finfo(dtype).smallest_subnormal
+        for v in arrays:
+            if v.ndim == 2:
+                few = rng.random(v.shape) < 0.3
+                v[few] = rng.integers(1, 1000, few.sum()) * least
+                v[::3] = rng.integers(1, 1000, v[::3].shape) * least
+        batches.append(arrays)
+    right = [oracle.evaluate(fk, operation, arrays, n_threads=1).tobytes() for arrays in batches]
+    if operation.function == "softmax":
+        spread = np.linspace(-110 if dtype == "float32" else -760, 0, 300).astype(dtype)
+        batches.append([np.resize(spread, (40, 300))])
+        right.append(fk.softmax(batches[-1][0], n_threads=1).tobytes())
+    seen: list[object] = []
+
+    def call() -> None:
+        with control_word.flushing():
+            small = np.full(8, np.finfo(dtype).tiny, dtype)
+            seen.append((small / 4 == 0).all())
+            word = control_word.get()
+            for n_threads in (1, 4):
+                seen.extend(
+                    oracle.evaluate(fk, operation, arrays, n_threads=n_threads).tobytes() == r
+                    for arrays, r in zip(batches, right, strict=True)
+                )
+            seen.append(control_word.get() & 0xFFC0 == word & 0xFFC0)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join()
+    assert seen == [True] * (2 * len(batches) + 2)
+
+
+def test_no_call_leaves_flush_to_zero_behind(control_word: ControlWord, rng: np.random.Generator) -> None:
+    before = control_word.get() & 0xFFC0
+    for operation in OPERATIONS:
+        oracle.evaluate(fk, operation, draw(operation, 300, 300, rng), n_threads=3)
+        assert control_word.get() & 0xFFC0 == before
+    assert np.log(np.float64(5e-324)) == pytest.approx(-744.44, abs=0.01)
+
+
+# The build and its tiers ------------------------------------------------------------------------------------------
+
+
+def test_build_info() -> None:
+    info = fk.build_info()
+    assert set(info) == {"version", "tier", "tiers", "compiler", "openmp", "threads"}
+    assert info["tier"] in info["tiers"]
+    assert list(info["tiers"]) == list(_kernels.supported())
+    assert set(info["tiers"]) <= set(_kernels.TIERS)
+    assert "base" in info["tiers"]
+    assert re.search(r"gcc|clang", info["compiler"])
+    assert info["openmp"] in (True, False)
+    assert isinstance(info["threads"], int)
+    assert 1 <= info["threads"] <= len(os.sched_getaffinity(0))
+    try:
+        assert info["version"] == importlib.metadata.version("fastkl")
+    except importlib.metadata.PackageNotFoundError:
+        assert info["version"] == "unknown"  # built in place, not installed
+
+
+def imported_with(tier: str) -> subprocess.CompletedProcess[str]:
+    program = "import fastkl as fk; print(fk.build_info()['tier'], fk.logsumexp([0.0, 0.0]))"
+    environment = {**os.environ, "FASTKL_TIER": tier}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("tier", _kernels.TIERS)
+def test_forced_tier(tier: str) -> None:
+    done = imported_with(tier)
+    if tier in _kernels.supported():
+        assert done.stdout.startswith(f"{tier} 0.693147"), done.stderr
+    else:
+        assert "ImportError" in done.stderr
+        assert all(name in done.stderr for name in _kernels.supported())
+
+
+@pytest.mark.parametrize("tier", ["avx1024", "AVX2", "cpu"])
+def test_unknown_tier(tier: str) -> None:
+    done = imported_with(tier)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError")
+    assert tier in last
+    assert all(name in last for name in _kernels.supported())
