@@ -90,7 +90,7 @@ def test_exp_up_float32_sweep(tier, vmath, rng):
         exact = np.exp(x.astype(np.float64))
         assert not np.any(np.signbit(got))
         assert np.all(got[x <= 0] <= 2.0**64)
-        assert np.all(got[x < -132.1] == 0)
+        assert np.all(got[x < -130] == 0)
         error, at = worst("exp_up", ulps(got.astype(np.float64) * 2.0**-64, exact, 24, -149), x)
         largest, where = max((largest, where), (error, at))
     print(f"exp_up float32 {tier}: {largest:.4f} ulp at {where}")

@@ -182,7 +182,8 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
 cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                     const Py_ssize_t* at, double* sums, double* differences, double* differences_lo,
                     double* masses) noexcept nogil:
-    """The same sums, in double, by the terms that are right for every pair of numbers."""
+    """The same sums, in double, by the terms that are right for every pair of numbers. Where all p are near the denormals
+    the terms are 2^100 times as large until they are added up."""
     cdef double t[LANES]
     cdef double d[LANES]
     cdef double e[LANES]
@@ -191,19 +192,24 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
     cdef int j
     cdef const real* x
     cdef const real* y
-    cdef double z, sum, z_part
+    cdef double z, sum, z_part, up = 2.0 ** 100, down = 2.0 ** -100
     for j in range(LANES):
         t[j] = d[j] = e[j] = w[j] = 0
     for i in range(count):
         x = vector_at(p, i, p_patch, at)
+        for j in range(LANES):
+            if not x[j] < 1e-280:
+                up = down = 1
+    for i in range(count):
+        x = vector_at(p, i, p_patch, at)
         if op == ENTROPY:
             for j in range(LANES):
-                t[j] -= xlogy_any_f64(x[j], x[j])
+                t[j] -= xlogy_any_f64(x[j] * up, x[j])
             continue
         y = vector_at(q, i, q_patch, at)
         if op == CROSS_ENTROPY:
             for j in range(LANES):
-                t[j] -= xlogy_any_f64(x[j], y[j])
+                t[j] -= xlogy_any_f64(x[j] * up, y[j])
             continue
         for j in range(LANES):
             t[j] += kl_term_any_f64(x[j], y[j], 0)
@@ -214,6 +220,9 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
             z_part = sum - d[j]
             e[j] += (d[j] - (sum - z_part)) + (z - z_part)
             d[j] = sum
+    if op == ENTROPY or op == CROSS_ENTROPY:
+        for j in range(LANES):
+            t[j] *= down
     for j in range(LANES):
         sums[j] = t[j]
         differences[j] = d[j]
@@ -280,7 +289,9 @@ cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, S
             two_sum_add(&st.u, &st.u_lo, d[0])
             st.u_lo += e[0]
     if op == KL_NORMALIZED:
-        st.v += fold_sum(w) - (0 if odd else (count * LANES - n) * <double>absent_p(op, p[0]))
+        two_sum_add(&st.v, &st.v_lo, fold_sum(w))
+        if not odd:
+            two_sum_add(&st.v, &st.v_lo, -(count * LANES - n) * <double>absent_p(op, p[0]))
 
 
 cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t classes, Py_ssize_t rows,
@@ -299,7 +310,7 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     cdef int j, any_odd = 0
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
-        a.s_lo[j] = 0
+        a.s_lo[j] = a.v_lo[j] = 0
     fast_lanes(op, p, q, classes, p, q, at, a.s, a.u, a.u_lo, a.v, p_low, p_high, q_low, q_high)
     for j in range(LANES):
         odd[j] = odd_lane(op, a.s[j], p_low[j], p_high[j], q_low[j], q_high[j])
@@ -321,7 +332,8 @@ cdef void merge_divergence(State* st, const State* other) noexcept nogil:
     st.s_lo += other.s_lo
     two_sum_add(&st.u, &st.u_lo, other.u)
     st.u_lo += other.u_lo
-    st.v += other.v
+    two_sum_add(&st.v, &st.v_lo, other.v)
+    st.v_lo += other.v_lo
 
 
 cdef inline double log1p_gap(double t) noexcept nogil:
@@ -336,7 +348,7 @@ cdef inline double not_negative(double x) noexcept nogil:
 
 
 cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale, double* out) noexcept nogil:
-    cdef double total, t, excess_mass
+    cdef double total, t, p_sum
     cdef Py_ssize_t j
     for j in range(rows):
         if op == KL:
@@ -344,8 +356,9 @@ cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale
             total = closed(a.s[j] + a.u[j], a.s_lo[j] + a.u_lo[j])
         elif op == KL_NORMALIZED:
             # KL(p/P || q/Q) = G/P - (t - log1p(t)), t = Q/P - 1
-            t = -closed(a.u[j], a.u_lo[j]) / a.v[j]
-            total = not_negative(closed(a.s[j], a.s_lo[j]) / a.v[j] - log1p_gap(t))
+            p_sum = closed(a.v[j], a.v_lo[j])
+            t = -closed(a.u[j], a.u_lo[j]) / p_sum
+            total = not_negative(closed(a.s[j], a.s_lo[j]) / p_sum - log1p_gap(t))
         else:
             total = closed(a.s[j], a.s_lo[j])
         out[j] = total * scale + 0.0     # + 0.0: a one-hot row's entropy is +0, not -0
@@ -353,7 +366,7 @@ cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale
 
 cdef inline bint needs_rescaling(const Sums* a, Py_ssize_t j) noexcept nogil:
     """Whether P and Q differ so much, or are so large or small, that G/P - (t - log1p(t)) would lose digits."""
-    cdef double g = closed(a.s[j], a.s_lo[j]), p_sum = a.v[j]
+    cdef double g = closed(a.s[j], a.s_lo[j]), p_sum = closed(a.v[j], a.v_lo[j])
     cdef double t = -closed(a.u[j], a.u_lo[j]) / p_sum
     if g != g:
         return False
@@ -393,6 +406,8 @@ cdef double rescaled_kl(const Plan* plan, Py_ssize_t row) noexcept nogil:
                 if step == 1:
                     two_sum_add(&p_sum, &p_lo, x)
                     two_sum_add(&q_sum, &q_lo, y)
+                elif q[i] == 0 and p[i] > 0:
+                    return INFINITY      # also where p is a denormal that x has lost
                 elif y < 1e-290 and q[i] > 0:
                     two_sum_add(&g, &g_lo, far_term(x, q[i], q_shift, r))
                 else:
@@ -402,6 +417,8 @@ cdef double rescaled_kl(const Plan* plan, Py_ssize_t row) noexcept nogil:
             frexp(p_top, &p_shift)
             frexp(q_top, &q_shift)
         elif step == 1:
+            settle(&p_sum, &p_lo)
+            settle(&q_sum, &q_lo)
             if p_sum == 0 or q_sum == 0:
                 return NAN
             r = p_sum / q_sum

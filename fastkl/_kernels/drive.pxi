@@ -80,7 +80,7 @@ cdef inline real absent_element(const Plan* plan, int operand, real* like) noexc
 cdef inline void start_state(State* st) noexcept nogil:
     st.top_at = -1
     st.m = -INFINITY
-    st.c = st.s = st.s_lo = st.u = st.u_lo = st.v = 0
+    st.c = st.s = st.s_lo = st.u = st.u_lo = st.v = st.v_lo = 0
 
 
 cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept nogil:
@@ -168,6 +168,7 @@ cdef inline void keep_state(const State* st, Py_ssize_t j, Sums* a) noexcept nog
     a.u[j] = st.u
     a.u_lo[j] = st.u_lo
     a.v[j] = st.v
+    a.v_lo[j] = st.v_lo
 
 
 cdef void read_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* like) noexcept nogil:

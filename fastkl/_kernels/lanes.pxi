@@ -146,6 +146,13 @@ cdef inline void two_sum_add(double* hi, double* lo, double x) noexcept nogil:
     hi[0] = s
 
 
+cdef inline void settle(double* hi, double* lo) noexcept nogil:
+    """Bring what is left of two_sum_add's sum into hi, and its rounding error into lo."""
+    cdef double s = hi[0] + lo[0]
+    lo[0] = (hi[0] - s) + lo[0]
+    hi[0] = s
+
+
 cdef inline double closed(double hi, double lo) noexcept nogil:
     """hi + lo, where lo is NaN because hi became infinite."""
     return hi + lo if lo == lo else hi

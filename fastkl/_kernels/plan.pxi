@@ -57,7 +57,7 @@ cdef struct Plan:
 #   log space     reference m, weight c of the element left out of s (1, or 0 where there is none), s = sum of the other
 #                 exp(x - m), u = sum of (m - x) exp(x - m)
 #   divergences   s = sum of terms, u = sum of p - q, v = sum of p
-# Pairs (s, s_lo) and (u, u_lo) are the two parts of a two-sum.
+# Pairs (s, s_lo), (u, u_lo) and (v, v_lo) are the two parts of a two-sum.
 cdef struct Sums:
     double m[TILE]
     double c[TILE]
@@ -66,6 +66,7 @@ cdef struct Sums:
     double u[TILE]
     double u_lo[TILE]
     double v[TILE]
+    double v_lo[TILE]
     double label[TILE]              # the label's logit
     Py_ssize_t index[TILE]          # the label; NO_LABEL, IGNORED or BAD_LABEL
 
@@ -80,6 +81,7 @@ cdef struct State:
     double u
     double u_lo
     double v
+    double v_lo
 
 cdef enum:
     NO_LABEL = -1

@@ -103,12 +103,10 @@ VMATH double exp_sum_f64(double r, double q) {
  * Domain: x <= 40, NaN. The factor 2^64 keeps the result normal where e^x is denormal; callers multiply their sum by
  * 2^-64, which is exact, so underflow is gradual.
  * Error: 0.91 ulp (0.98) of e^x, down to the smallest denormal.
- * exp_up(0) = 2^64 exactly; -inf and x below -132.1: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
+ * exp_up(0) = 2^64 exactly; -inf and x below -130: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
 VMATH float exp_up_f32(float x) {
-    /* -132.4 is -191 ln2, where the exponent bits below become 0. The order of the operands lets NaN through. */
-    x = x < -132.4f ? -132.4f : x;
-    /* Adding 1.5 2^23 rounds to an integer n and leaves n + 64 + 127 in the low bits: the exponent of 2^(n + 64). */
-    const float magic = 0x1.8p23f + 191.0f;
+    /* Adding 1.5 2^23 rounds to an integer n and leaves n + 64 in the low bits. */
+    const float magic = 0x1.8p23f + 64.0f;
     const float t = FMA_F32(x, LOG2E_F32, magic);
     const float n = t - magic;
     const float a = FMA_F32(n, -LN2_HI_F32, x); /* exact */
@@ -118,17 +116,19 @@ VMATH float exp_up_f32(float x) {
     q = FMA_F32(q, r, EXP_F32[2]);
     q = FMA_F32(q, r, EXP_F32[1]);
     q = FMA_F32(q, r, EXP_F32[0]);
-    return exp_sum_f32(r, q) * float_of(bits_f32(t) << 23);
+    /* n + 64 is added to the exponent, which stays that of a normal number; cheaper than a product. Past the end of that
+     * everything above is nonsense, and the right result is 0. The order of the operands lets NaN through. */
+    const float y = float_of(bits_f32(exp_sum_f32(r, q)) + (bits_f32(t) << 23));
+    return x < -130.0f ? 0.0f : y;
 }
 
 /* 2^64 e^x.
  *
  * Domain: x <= 600, NaN. See exp_up_f32.
  * Error: 0.92 ulp (1.02) of e^x, down to the smallest denormal.
- * exp_up(0) = 2^64 exactly; -inf and x below -753.2: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
+ * exp_up(0) = 2^64 exactly; -inf and x below -750: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
 VMATH double exp_up_f64(double x) {
-    x = x < -753.5 ? -753.5 : x; /* -1087 ln2 */
-    const double magic = 0x1.8p52 + 1087.0;
+    const double magic = 0x1.8p52 + 64.0;
     const double t = FMA_F64(x, LOG2E_F64, magic);
     const double n = t - magic;
     const double a = FMA_F64(n, -LN2_HI_F64, x); /* exact */
@@ -143,7 +143,8 @@ VMATH double exp_up_f64(double x) {
     q = FMA_F64(q, r, EXP_F64[2]);
     q = FMA_F64(q, r, EXP_F64[1]);
     q = FMA_F64(q, r, EXP_F64[0]);
-    return exp_sum_f64(r, q) * double_of(bits_f64(t) << 52);
+    const double y = double_of(bits_f64(exp_sum_f64(r, q)) + (bits_f64(t) << 52));
+    return x < -750.0 ? 0.0 : y;
 }
 
 /* log(x).
