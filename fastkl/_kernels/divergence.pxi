@@ -1,9 +1,9 @@
 # Sums of a pointwise term over probabilities: entropy, cross-entropy and the KL family.
 #
-# A fast loop is right for ordinary numbers and finds the extremes of what it read; where they say that a block holds
+# A fast loop is right for ordinary numbers and marks what lies outside its domain; where it finds that a block holds
 # something else (a negative number, a zero under a positive one, a denormal, an infinity), or where its sum is not
-# finite, that block is summed again out of L1 by the form that is right for every double. So the common case pays three
-# minima and maxima, and no input gets a plausible wrong number. Which form a block takes depends on that row alone.
+# finite, that block is summed again out of L1 by the form that is right for every double. So the common case pays a few
+# cheap instructions, and no input gets a plausible wrong number. Which form a block takes depends on that row alone.
 
 
 cdef inline real smallest_q(real like) noexcept nogil:
@@ -22,6 +22,13 @@ cdef inline real largest(real like) noexcept nogil:
         return 2.0 ** 960
 
 
+cdef inline real smallest_number(real like) noexcept nogil:
+    if real is float:
+        return 2.0 ** -149
+    else:
+        return 5e-324
+
+
 cdef inline real absent_p(int op, real like) noexcept nogil:
     """What stands for p where there is no element: with absent_q it adds exactly nothing to the terms and to p - q and
     stays within the fast loops' domain. KL's adds smallest_q to the sum of p, which divergence_block takes off again."""
@@ -32,54 +39,68 @@ cdef inline real absent_q(int op, real like) noexcept nogil:
     return <real>1 if op == CROSS_ENTROPY else smallest_q(like)
 
 
+# The fast loops. Each gives a lane's sum of terms, and 1 in odd where one of its numbers was outside the domain.
+
 cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                    const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
-                   real* p_low, real* p_high, real* q_low) noexcept nogil:
-    """Per lane: sum of the KL terms; for KL the sum of p - q, for KL_NORMALIZED the sum of p too. Where the data is
-    float64 that difference is a two-sum: near-equal rows leave far less than its rounding.
+                   int* odd, Py_ssize_t ahead) noexcept nogil:
+    """The KL terms; for KL and KL_NORMALIZED also the sum of p - q, for KL_NORMALIZED that of p. Where the data is float64
+    that difference is a two-sum: near-equal rows leave far less than its rounding.
 
     Half of the lanes at a time go through a run of vectors, so that their sums stay in registers."""
     cdef real s[HALF]
-    cdef real a[HALF]
-    cdef real b[HALF]
-    cdef real c[HALF]
-    cdef double t[HALF]
     cdef double d[HALF]
     cdef double e[HALF]
     cdef double w[HALF]
-    cdef Py_ssize_t i, start, stop
+    cdef uint32_t outside32[HALF]
+    cdef uint64_t outside64[HALF]
+    cdef uint32_t odd32[LANES]
+    cdef uint64_t odd64[LANES]
+    cdef double t_lanes[LANES]
+    cdef double d_lanes[LANES]
+    cdef double e_lanes[LANES]
+    cdef double w_lanes[LANES]
+    cdef real low = smallest_q(<real>0), high = largest(<real>0)
+    cdef Py_ssize_t i, start = 0, stop
     cdef int j, h
     cdef const real* x
     cdef const real* y
     cdef double z, sum, z_part
-    for h in range(0, LANES, 32):
-        for j in range(HALF):
-            t[j] = d[j] = e[j] = w[j] = 0
-            a[j] = c[j] = 1
-            b[j] = 0
-        start = 0
-        while start < count:
-            stop = start + RUN if start + RUN < count else count
+    for j in range(LANES):
+        t_lanes[j] = d_lanes[j] = e_lanes[j] = w_lanes[j] = 0
+        odd32[j] = odd64[j] = 0
+    while start < count:
+        stop = start + RUN if start + RUN < count else count
+        if ahead != 0:
+            fk_prefetch(<const char*>(p + start * LANES) + ahead, stop - start, sizeof(real))
+            fk_prefetch(<const char*>(q + start * LANES) + ahead, stop - start, sizeof(real))
+        for h in range(0, LANES, 32):
             for j in range(HALF):
                 s[j] = 0
+                outside32[j] = outside64[j] = 0
             if op == GENERALIZED_KL:
                 for i in range(start, stop):
                     x = vector_at(p, i, p_patch, at) + h
                     y = vector_at(q, i, q_patch, at) + h
                     for j in range(HALF):
                         s[j] += kl_term(x[j], y[j])
-                        a[j] = x[j] if x[j] < a[j] else a[j]
-                        b[j] = x[j] if x[j] > b[j] else b[j]
-                        c[j] = y[j] if y[j] < c[j] else c[j]
+                        if real is float:
+                            outside32[j] |= fk_outside_f32(x[j], y[j], low, high)
+                        else:
+                            outside64[j] |= fk_outside_f64(x[j], y[j], low, high)
             else:
+                for j in range(HALF):
+                    d[j] = d_lanes[h + j]
+                    e[j] = e_lanes[h + j]
                 for i in range(start, stop):
                     x = vector_at(p, i, p_patch, at) + h
                     y = vector_at(q, i, q_patch, at) + h
                     for j in range(HALF):
                         s[j] += kl_term(x[j], y[j])
-                        a[j] = x[j] if x[j] < a[j] else a[j]
-                        b[j] = x[j] if x[j] > b[j] else b[j]
-                        c[j] = y[j] if y[j] < c[j] else c[j]
+                        if real is float:
+                            outside32[j] |= fk_outside_f32(x[j], y[j], low, high)
+                        else:
+                            outside64[j] |= fk_outside_f64(x[j], y[j], low, high)
                     if real is float:
                         for j in range(HALF):
                             d[j] += <double>(x[j] - y[j])
@@ -90,75 +111,95 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
                             z_part = sum - d[j]
                             e[j] += (d[j] - (sum - z_part)) + (z - z_part)
                             d[j] = sum
+                for j in range(HALF):
+                    d_lanes[h + j] = d[j]
+                    e_lanes[h + j] = e[j]
             if op == KL_NORMALIZED:
+                for j in range(HALF):
+                    w[j] = w_lanes[h + j]
                 for i in range(start, stop):
                     x = vector_at(p, i, p_patch, at) + h
                     for j in range(HALF):
                         w[j] += <double>x[j]
+                for j in range(HALF):
+                    w_lanes[h + j] = w[j]
             for j in range(HALF):
-                t[j] += s[j]
-            start = stop
-        for j in range(HALF):
-            sums[h + j] = t[j]
-            differences[h + j] = d[j]
-            differences_lo[h + j] = e[j]
-            masses[h + j] = w[j]
-            p_low[h + j] = a[j]
-            p_high[h + j] = b[j]
-            q_low[h + j] = c[j]
+                t_lanes[h + j] += s[j]
+                odd32[h + j] |= outside32[j]
+                odd64[h + j] |= outside64[j]
+        start = stop
+    for j in range(LANES):
+        sums[j] = t_lanes[j]
+        differences[j] = d_lanes[j]
+        differences_lo[j] = e_lanes[j]
+        masses[j] = w_lanes[j]
+    for j in range(LANES):
+        if real is float:
+            odd[j] = odd32[j] >> 31
+        else:
+            odd[j] = odd64[j] >> 63
 
 
 cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, const Py_ssize_t* at, double* sums,
-                        real* p_low, real* p_high) noexcept nogil:
-    """Per lane: sum of -p log p."""
+                        int* odd, Py_ssize_t ahead) noexcept nogil:
+    """-p log p."""
     cdef real s[LANES]
-    cdef real a[LANES]
-    cdef real b[LANES]
     cdef double t[LANES]
+    cdef uint32_t odd32[LANES]
+    cdef uint64_t odd64[LANES]
+    cdef real zero = 0, high = largest(<real>0)
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const real* x
     for j in range(LANES):
         t[j] = 0
-        a[j] = 1
-        b[j] = 0
+        odd32[j] = odd64[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
+        if ahead != 0:
+            fk_prefetch(<const char*>(p + i * LANES) + ahead, stop - i, sizeof(real))
         for j in range(LANES):
             s[j] = 0
         while i < stop:
             x = vector_at(p, i, patch, at)
             for j in range(LANES):
                 s[j] -= x[j] * log_of(x[j])
-                a[j] = x[j] if x[j] < a[j] else a[j]
-                b[j] = x[j] if x[j] > b[j] else b[j]
+                if real is float:
+                    odd32[j] |= fk_outside_f32(x[j], x[j], zero, high)
+                else:
+                    odd64[j] |= fk_outside_f64(x[j], x[j], zero, high)
             i += 1
         for j in range(LANES):
             t[j] += s[j]
     for j in range(LANES):
         sums[j] = t[j]
-        p_low[j] = a[j]
-        p_high[j] = b[j]
+        if real is float:
+            odd[j] = odd32[j] >> 31
+        else:
+            odd[j] = odd64[j] >> 63
 
 
 cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
-                              const Py_ssize_t* at, double* sums, real* p_low, real* q_low, real* q_high) noexcept nogil:
-    """Per lane: sum of -p log q."""
+                              const Py_ssize_t* at, double* sums, int* odd,
+                              Py_ssize_t ahead) noexcept nogil:
+    """-p log q."""
     cdef real s[LANES]
-    cdef real a[LANES]
-    cdef real b[LANES]
-    cdef real c[LANES]
     cdef double t[LANES]
+    cdef uint32_t odd32[LANES]
+    cdef uint64_t odd64[LANES]
+    cdef real low = smallest_number(<real>0), high = largest(<real>0)
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const real* x
     cdef const real* y
     for j in range(LANES):
         t[j] = 0
-        a[j] = b[j] = 1
-        c[j] = 0
+        odd32[j] = odd64[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
+        if ahead != 0:
+            fk_prefetch(<const char*>(p + i * LANES) + ahead, stop - i, sizeof(real))
+            fk_prefetch(<const char*>(q + i * LANES) + ahead, stop - i, sizeof(real))
         for j in range(LANES):
             s[j] = 0
         while i < stop:
@@ -166,17 +207,20 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
             y = vector_at(q, i, q_patch, at)
             for j in range(LANES):
                 s[j] -= x[j] * log_of(y[j])
-                a[j] = x[j] if x[j] < a[j] else a[j]
-                b[j] = y[j] if y[j] < b[j] else b[j]
-                c[j] = y[j] if y[j] > c[j] else c[j]
+                # p >= 0 and low <= q <= high
+                if real is float:
+                    odd32[j] |= fk_outside_f32(y[j], y[j], low, high) | fk_outside_f32(x[j], x[j], 0, INFINITY)
+                else:
+                    odd64[j] |= fk_outside_f64(y[j], y[j], low, high) | fk_outside_f64(x[j], x[j], 0, INFINITY)
             i += 1
         for j in range(LANES):
             t[j] += s[j]
     for j in range(LANES):
         sums[j] = t[j]
-        p_low[j] = a[j]
-        q_low[j] = b[j]
-        q_high[j] = c[j]
+        if real is float:
+            odd[j] = odd32[j] >> 31
+        else:
+            odd[j] = odd64[j] >> 63
 
 
 cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -230,31 +274,26 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
         masses[j] = w[j]
 
 
-cdef inline int odd_lane(int op, double total, real p_low, real p_high, real q_low, real q_high) noexcept nogil:
-    """1 where a fast loop was out of its domain, judged by the extremes of what it read; NaN shows in the total. A total
-    as small as this was summed of terms that lost digits to denormals."""
-    cdef double size = total if total > 0 else -total
-    cdef int odd = (total - total != 0) | (p_low < 0) | ((size > 0) & (size < smallest_q(p_low)))
-    if op == ENTROPY:
-        return odd | (p_high > largest(p_high))
-    if op == CROSS_ENTROPY:
-        return odd | (q_low <= 0) | (q_high > largest(q_high))
-    return odd | (p_high > largest(p_high)) | (q_low < smallest_q(q_low))
-
-
 cdef void fast_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                      const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
-                     real* p_low, real* p_high, real* q_low, real* q_high) noexcept nogil:
-    """The operation's fast loop; the extremes that it does not need are left alone."""
+                     int* odd, Py_ssize_t ahead) noexcept nogil:
+    """The operation's fast loop, while what lies `ahead` bytes further on is prefetched, if that is not 0. odd also marks lanes whose sum is not finite, or so small that its terms may have lost
+    digits to denormals."""
+    cdef int j
+    cdef double size, least = smallest_q(p[0])
     if op == ENTROPY:
-        entropy_lanes(p, count, p_patch, at, sums, p_low, p_high)
+        entropy_lanes(p, count, p_patch, at, sums, odd, ahead)
     elif op == CROSS_ENTROPY:
-        cross_entropy_lanes(p, q, count, p_patch, q_patch, at, sums, p_low, q_low, q_high)
+        cross_entropy_lanes(p, q, count, p_patch, q_patch, at, sums, odd, ahead)
     else:
-        kl_lanes(op, p, q, count, p_patch, q_patch, at, sums, differences, differences_lo, masses, p_low, p_high, q_low)
+        kl_lanes(op, p, q, count, p_patch, q_patch, at, sums, differences, differences_lo, masses, odd, ahead)
+    for j in range(LANES):
+        size = sums[j] if sums[j] > 0 else -sums[j]
+        odd[j] |= (size - size != 0) | ((size > 0) & (size < least))
 
 
-cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, State* st) noexcept nogil:
+cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, Py_ssize_t ahead,
+                           State* st) noexcept nogil:
     """Add a block to a row's state: s the terms, u (KL, KL_NORMALIZED) the sum of p - q, v (KL_NORMALIZED) that of p."""
     cdef real p_patch[3 * LANES]
     cdef real q_patch[3 * LANES]
@@ -263,17 +302,14 @@ cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, S
     cdef double d[LANES]
     cdef double e[LANES]
     cdef double w[LANES]
-    cdef real a[LANES]
-    cdef real b[LANES]
-    cdef real c[LANES]
-    cdef real f[LANES]
+    cdef int odd_lanes[LANES]
     cdef Py_ssize_t count = start_patches(p, n, absent_p(op, p[0]), p_patch, at)
     cdef int j, odd = 0
     if op != ENTROPY:
         start_patches(q, n, absent_q(op, p[0]), q_patch, at)
-    fast_lanes(op, p, q, count, p_patch, q_patch, at, t, d, e, w, a, b, c, f)
+    fast_lanes(op, p, q, count, p_patch, q_patch, at, t, d, e, w, odd_lanes, ahead)
     for j in range(LANES):
-        odd |= odd_lane(op, t[j], a[j], b[j], c[j], f[j])
+        odd |= odd_lanes[j]
     if odd:
         # The pair past the row's end is 0, 0 here, lest it count beside denormals.
         count = start_patches(p, n, <real>0, p_patch, at)
@@ -302,18 +338,12 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     cdef double d[LANES]
     cdef double e[LANES]
     cdef double w[LANES]
-    cdef real p_low[LANES]
-    cdef real p_high[LANES]
-    cdef real q_low[LANES]
-    cdef real q_high[LANES]
     cdef int odd[LANES]
     cdef int j, any_odd = 0
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
         a.s_lo[j] = a.v_lo[j] = 0
-    fast_lanes(op, p, q, classes, p, q, at, a.s, a.u, a.u_lo, a.v, p_low, p_high, q_low, q_high)
-    for j in range(LANES):
-        odd[j] = odd_lane(op, a.s[j], p_low[j], p_high[j], q_low[j], q_high[j])
+    fast_lanes(op, p, q, classes, p, q, at, a.s, a.u, a.u_lo, a.v, odd, 0)
     for j in range(rows):
         any_odd |= odd[j]
     if any_odd:

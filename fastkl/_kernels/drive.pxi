@@ -56,9 +56,9 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
         mask_out[real](plan, row, rows, 0, classes, x, 1, LANES, 0)
     if plan.stream and plan.out.direct and plan.n_outer == 1 and plan.out.outer[0] == classes * <Py_ssize_t>sizeof(real):
         if real is float:
-            fk_transpose_f32(rows_out, classes, x, LANES, classes, rows)
+            fk_transpose_f32(rows_out, classes, x, LANES, classes, rows, 0)
         else:
-            fk_transpose_f64(rows_out, classes, x, LANES, classes, rows)
+            fk_transpose_f64(rows_out, classes, x, LANES, classes, rows, 0)
         fk_stream(row_pointer(plan, &plan.out, row), <const char*>rows_out, rows * classes * sizeof(real))
         fk_stream_end()
     else:
@@ -114,7 +114,7 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
     cdef bint direct = is_direct(plan)
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
     cdef real* spare = scratch + (0 if direct else plan.operands * group * BLOCK)
-    cdef const char* ahead
+    cdef Py_ssize_t ahead
     while first < stop:
         n = BLOCK if first + BLOCK < stop else stop - first
         if not direct:
@@ -130,9 +130,16 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
             else:
                 p[i] = scratch + i * BLOCK
                 q[i] = scratch + (group + i) * BLOCK
+        # What comes next is prefetched meanwhile: the row's next block, or, as a row of one block is read twice (for the
+        # maximum and the sum), the next tile's.
+        ahead = 0
+        if direct and first + n < plan.classes:
+            ahead = n * <Py_ssize_t>sizeof(real)
+        elif direct and plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
+            ahead = rows * plan.operand[0].outer[0]
         if plan.op >= ENTROPY:
             for i in range(rows):
-                divergence_block[real](plan.op, p[i], q[i], n, &states[i])
+                divergence_block[real](plan.op, p[i], q[i], n, ahead, &states[i])
         elif plan.op == WEIGHTED_LOGSUMEXP:
             for i in range(rows):
                 weighted_block[real](p[i], q[i], n, spare, &states[i])
@@ -144,10 +151,6 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
             for i in range(rows):
                 if skipped(plan, index[i]):
                     continue
-                # Rows of one block are read twice, for the maximum and the sum: fetch the next tile's meanwhile.
-                ahead = NULL
-                if direct and plan.classes <= BLOCK and row + i + rows < plan.last_row:
-                    ahead = row_pointer(plan, &plan.operand[0], row + i + rows)
                 logsumexp_block[real](p[i], n, hole_in(plan, index[i], first, n), plan.op == ENTROPY_OF_LOGITS, ahead,
                                       &states[i])
         first += n

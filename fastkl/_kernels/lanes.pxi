@@ -7,7 +7,7 @@
 
 cimport cython
 from libc.math cimport INFINITY, NAN
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "vmath.h" nogil:
     float exp_up_f32(float x)
@@ -44,12 +44,14 @@ cdef extern from "memory.h" nogil:
     void fk_store_tile_f64(char* dst, Py_ssize_t sr, Py_ssize_t sc, const double* src, Py_ssize_t dr, Py_ssize_t dc,
                            Py_ssize_t nr, Py_ssize_t nc)
     void fk_transpose_f32(float* dst, Py_ssize_t dstride, const float* src, Py_ssize_t sstride, Py_ssize_t ni,
-                          Py_ssize_t nj)
+                          Py_ssize_t nj, Py_ssize_t ahead)
     void fk_transpose_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
-                          Py_ssize_t nj)
+                          Py_ssize_t nj, Py_ssize_t ahead)
+    uint32_t fk_outside_f32(float p, float q, float low, float high)
+    uint64_t fk_outside_f64(double p, double q, double low, double high)
     void fk_stream(char* dst, const char* src, size_t n)
     void fk_stream_end()
-    void fk_prefetch(const void* p)
+    void fk_prefetch(const char* p, Py_ssize_t vectors, size_t itemsize)
     unsigned int fk_default_mode()
     void fk_restore_mode(unsigned int found)
     uint64_t fk_label(const char* p, int storage, int swap)

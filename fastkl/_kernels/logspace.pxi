@@ -23,13 +23,13 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
 
 
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
-                        double* sums, real* tops, const char* ahead) noexcept nogil:
-    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop; the row at `ahead` is prefetched."""
+                        double* sums, real* tops, Py_ssize_t ahead) noexcept nogil:
+    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop; what lies `ahead` bytes further on is prefetched."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
-    cdef Py_ssize_t i = 0, k, stop
+    cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const real* v
     for j in range(LANES):
@@ -42,9 +42,8 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
             s[j] = 0
         while i < stop:
             v = vector_at(x, i, patch, at)
-            if ahead != NULL:
-                for k in range(<Py_ssize_t>sizeof(real)):
-                    fk_prefetch(ahead + (i * <Py_ssize_t>sizeof(real) + k) * LANES)
+            if ahead != 0:
+                fk_prefetch(<const char*>(x + i * LANES) + ahead, 1, sizeof(real))
             for j in range(LANES):
                 s[j] += exp_up(v[j] - m[j])
                 top[j] = v[j] if v[j] > top[j] else top[j]
@@ -180,7 +179,7 @@ cdef void open_row(const real* x, Py_ssize_t n, Py_ssize_t hole, State* st) noex
     set_reference(x, count, patch, at, tops, fold_max(tops), st)
 
 
-cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* ahead,
+cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, Py_ssize_t ahead,
                           State* st) noexcept nogil:
     """Add a block to the state of a row that has been opened."""
     cdef real patch[3 * LANES]
@@ -288,7 +287,7 @@ cdef void logsumexp_across(real* tile, Py_ssize_t classes, Py_ssize_t rows, bint
             top[j] = lowest(top[j])
         a.m[j] = top[j]
         a.s_lo[j] = a.u[j] = a.u_lo[j] = 0
-    exp_sum_lanes(tile, classes, tile, at, top, a.s, top, NULL)
+    exp_sum_lanes(tile, classes, tile, at, top, a.s, top, 0)
     if moments:
         for j in range(LANES):
             top[j] = <real>a.m[j]

@@ -16,6 +16,7 @@
 
 #define FK_INLINE static inline __attribute__((always_inline))
 #define FK_LANES 64
+#define FK_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
 
 /* Storage types, in the order of fastkl._args.STORAGE. */
 enum {
@@ -183,23 +184,45 @@ FK_INLINE void fk_square_f64(double *dst, ptrdiff_t dstride, const double *src, 
 }
 
 /* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
-   overlaps its neighbour and writes the same numbers again. */
+   overlaps its neighbour and writes the same numbers again. What lies `ahead` elements further on is prefetched, where
+   that is not 0: the hardware does not see through this order. */
 #define FK_DEFINE_TRANSPOSE(NAME, REAL, SIDE, SQUARE)                                                \
     static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni, \
-                     ptrdiff_t nj) {                                                                 \
-        ptrdiff_t i, j;                                                                              \
+                     ptrdiff_t nj, ptrdiff_t ahead) {                                                \
+        ptrdiff_t i, j, k;                                                                           \
         if (ni < SIDE || nj < SIDE) {                                                                \
             for (j = 0; j < nj; j++)                                                                 \
                 for (i = 0; i < ni; i++) dst[j * dstride + i] = src[i * sstride + j];                \
+            for (i = 0; ahead && i < ni; i++) FK_PREFETCH_L2(src + ahead + i * sstride);             \
             return;                                                                                  \
         }                                                                                            \
         for (i = 0; i < ni; i = i + 2 * SIDE <= ni || i + SIDE == ni ? i + SIDE : ni - SIDE)         \
-            for (j = 0; j < nj; j = j + 2 * SIDE <= nj || j + SIDE == nj ? j + SIDE : nj - SIDE)     \
+            for (j = 0; j < nj; j = j + 2 * SIDE <= nj || j + SIDE == nj ? j + SIDE : nj - SIDE) {   \
+                if (ahead)                                                                           \
+                    for (k = i; k < i + SIDE; k++) FK_PREFETCH_L2(src + ahead + k * sstride + j);    \
                 SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);              \
+            }                                                                                        \
     }
 
 FK_DEFINE_TRANSPOSE(fk_transpose_f32, float, 8, fk_square_f32)
 FK_DEFINE_TRANSPOSE(fk_transpose_f64, double, 4, fk_square_f64)
+
+/* ---- the domain of a fast loop -------------------------------------------------------------------------------------
+ * The sign bit of the result is set where p < 0, q < low or p > high, and perhaps where one of them is NaN. A loop ors
+ * these words: three minima and maxima would take the very units that its multiplications wait for.
+ */
+#define FK_DEFINE_OUTSIDE(NAME, REAL, WORD)                                                          \
+    FK_INLINE WORD NAME(REAL p, REAL q, REAL low, REAL high) {                                       \
+        REAL above = q - low, below = high - p;                                                      \
+        WORD a, b, c;                                                                                \
+        memcpy(&a, &p, sizeof a);                                                                    \
+        memcpy(&b, &above, sizeof b);                                                                \
+        memcpy(&c, &below, sizeof c);                                                                \
+        return a | b | c;                                                                            \
+    }
+
+FK_DEFINE_OUTSIDE(fk_outside_f32, float, uint32_t)
+FK_DEFINE_OUTSIDE(fk_outside_f64, double, uint64_t)
 
 /* ---- streaming ---------------------------------------------------------------------------------------------------
  * A non-temporal store spares the read that a plain store makes of the line it is about to overwrite. It pays only
@@ -234,7 +257,11 @@ FK_INLINE void fk_stream_end(void) {
 #endif
 }
 
-FK_INLINE void fk_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+/* Bring vectors of 64 elements of the given size into the second-level cache. */
+FK_INLINE void fk_prefetch(const char *p, ptrdiff_t vectors, size_t itemsize) {
+    const char *end = p + vectors * FK_LANES * (ptrdiff_t)itemsize;
+    for (; p < end; p += 64) FK_PREFETCH_L2(p);
+}
 
 /* ---- the process's floating-point state --------------------------------------------------------------------------
  * Another library may have set flush-to-zero or denormals-are-zero, or a rounding mode, in this thread: the kernels

@@ -126,6 +126,8 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
     cdef Py_ssize_t i = 0, j, ni, nj, k
     cdef char* source
     cdef Py_ssize_t sr = last_stride(plan.n_outer, a.outer), sc = last_stride(plan.n_inner, a.inner)
+    # the next tile's rows, where they follow on these
+    cdef Py_ssize_t ahead = nr * sr if plan.n_outer == 1 and row + 2 * nr <= plan.last_row else 0
     while i < nr:
         ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)
         j = 0
@@ -135,12 +137,12 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
                       + offset_of(plan.n_inner, plan.inner_shape, a.inner, start + j))
             if real is float:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f32(dst + i + j * dc, dc, <const float*>source, sr // 4, ni, nj)
+                    fk_transpose_f32(dst + i + j * dc, dc, <const float*>source, sr // 4, ni, nj, ahead // 4)
                 else:
                     fk_load_tile_f32(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
             else:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f64(dst + i + j * dc, dc, <const double*>source, sr // 8, ni, nj)
+                    fk_transpose_f64(dst + i + j * dc, dc, <const double*>source, sr // 8, ni, nj, ahead // 8)
                 else:
                     fk_load_tile_f64(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
             j += nj
@@ -187,12 +189,12 @@ cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start,
                       + offset_of(plan.n_inner, plan.inner_shape, a.inner, start + j))
             if real is float:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f32(<float*>target, sr // 4, src + i + j * dc, dc, nj, ni)
+                    fk_transpose_f32(<float*>target, sr // 4, src + i + j * dc, dc, nj, ni, 0)
                 else:
                     fk_store_tile_f32(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             else:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f64(<double*>target, sr // 8, src + i + j * dc, dc, nj, ni)
+                    fk_transpose_f64(<double*>target, sr // 8, src + i + j * dc, dc, nj, ni, 0)
                 else:
                     fk_store_tile_f64(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             j += nj

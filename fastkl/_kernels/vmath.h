@@ -24,6 +24,8 @@ static const float LN2_LO_F32 = 0x1.7f7d1cp-20f;
 static const double LOG2E_F64 = 0x1.71547652b82fep+0;
 static const double LN2_HI_F64 = 0x1.62e42ff000000p-1;
 static const double LN2_LO_F64 = -0x1.718432a1b0e26p-35;
+static const float LN2_F32 = 0x1.62e430p-1f;
+static const double LN2_F64 = 0x1.62e42fefa39efp-1;
 static const float LN2_4BIT_F32 = 0x1.600000p-1f;
 static const float LN2_REST_F32 = 0x1.7217f8p-8f;
 static const double LN2_14BIT_F64 = 0x1.62e800p-1;
@@ -116,9 +118,11 @@ VMATH float exp_up_f32(float x) {
     q = FMA_F32(q, r, EXP_F32[2]);
     q = FMA_F32(q, r, EXP_F32[1]);
     q = FMA_F32(q, r, EXP_F32[0]);
-    /* n + 64 is added to the exponent, which stays that of a normal number; cheaper than a product. Past the end of that
-     * everything above is nonsense, and the right result is 0. The order of the operands lets NaN through. */
-    const float y = float_of(bits_f32(exp_sum_f32(r, q)) + (bits_f32(t) << 23));
+    /* n + 64 is added to the exponent, which stays that of a normal number; cheaper than a product. A NaN's bits are
+     * brought to some whose low nine are 0: nothing is added to a NaN. Where the exponent would leave the normal numbers
+     * everything above is nonsense, and the right result is 0; the comparison lets NaN through. */
+    const uint32_t n_bits = bits_f32(t) < 0x4b400200u ? bits_f32(t) : 0x4b400200u;
+    const float y = float_of(bits_f32(exp_sum_f32(r, q)) + (n_bits << 23));
     return x < -130.0f ? 0.0f : y;
 }
 
@@ -126,9 +130,13 @@ VMATH float exp_up_f32(float x) {
  *
  * Domain: x <= 600, NaN. See exp_up_f32.
  * Error: 0.92 ulp (1.02) of e^x, down to the smallest denormal.
- * exp_up(0) = 2^64 exactly; -inf and x below -750: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
+ * exp_up(0) = 2^64 exactly; -inf and x below -753.2: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
 VMATH double exp_up_f64(double x) {
-    const double magic = 0x1.8p52 + 64.0;
+    /* -753.5 is -1087 ln2, where the exponent bits below become 0. The order of the operands lets NaN through. (The float's
+     * way would need an unsigned minimum of 64 bits, which AVX2 lacks.) */
+    x = x < -753.5 ? -753.5 : x;
+    /* Adding 1.5 2^52 rounds to an integer n and leaves n + 64 + 1023 in the low bits: the exponent of 2^(n + 64). */
+    const double magic = 0x1.8p52 + 1087.0;
     const double t = FMA_F64(x, LOG2E_F64, magic);
     const double n = t - magic;
     const double a = FMA_F64(n, -LN2_HI_F64, x); /* exact */
@@ -143,8 +151,7 @@ VMATH double exp_up_f64(double x) {
     q = FMA_F64(q, r, EXP_F64[2]);
     q = FMA_F64(q, r, EXP_F64[1]);
     q = FMA_F64(q, r, EXP_F64[0]);
-    const double y = double_of(bits_f64(exp_sum_f64(r, q)) + (bits_f64(t) << 52));
-    return x < -750.0 ? 0.0 : y;
+    return exp_sum_f64(r, q) * double_of(bits_f64(t) << 52);
 }
 
 /* log(x).
@@ -282,10 +289,15 @@ VMATH float kl_term_f32(float p, float q) {
     const float w = d / (p + q_near);
     const float z = w * w;
     const float r = FMA_F32(FMA_F32(KL_F32[2], z, KL_F32[1]), z, KL_F32[0]);
-    /* w d, the largest term, is added last and rounded once. */
-    const float near_part = FMA_F32(w, d, p * FMA_F32(w * z, r, kf * LN2_REST_F32));
+    /* d + p w^2 R; its product with w, the largest term, is added last. */
+    const float slope = FMA_F32(p * z, r, d);
+#if HAS_FMA
+    /* kf LN2 is rounded where kf is no power of two; there the result is so large that this is less than an eps of it. */
+    return FMA_F32(w, slope, FMA_F32(p, kf * LN2_F32, q - q_near));
+#else
     /* kf LN2_4BIT has 12 bits. */
-    return fma_short_f32(p, kf * LN2_4BIT_F32, q - q_near) + near_part;
+    return fma_short_f32(p, kf * LN2_4BIT_F32, q - q_near) + (w * slope + p * (kf * LN2_REST_F32));
+#endif
 }
 
 /* p log(p/q) - p + q, without cancellation. See kl_term_f32.
@@ -311,9 +323,13 @@ VMATH double kl_term_f64(double p, double q) {
     r = FMA_F64(r, z, KL_F64[2]);
     r = FMA_F64(r, z, KL_F64[1]);
     r = FMA_F64(r, z, KL_F64[0]);
-    const double near_part = FMA_F64(w, d, p * FMA_F64(w * z, r, k * LN2_REST_F64));
+    const double slope = FMA_F64(p * z, r, d);
+#if HAS_FMA
+    return FMA_F64(w, slope, FMA_F64(p, k * LN2_F64, q - q_near));
+#else
     /* k LN2_14BIT has 25 bits. */
-    return fma_short_f64(p, k * LN2_14BIT_F64, q - q_near) + near_part;
+    return fma_short_f64(p, k * LN2_14BIT_F64, q - q_near) + (w * slope + p * (k * LN2_REST_F64));
+#endif
 }
 
 /* 2^n for an integer n in [-1022, 1023]. */
