@@ -71,9 +71,6 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
         odd32[j] = odd64[j] = 0
     while start < count:
         stop = start + RUN if start + RUN < count else count
-        if ahead != 0:
-            fk_prefetch(<const char*>(p + start * LANES) + ahead, stop - start, sizeof(real))
-            fk_prefetch(<const char*>(q + start * LANES) + ahead, stop - start, sizeof(real))
         for h in range(0, LANES, 32):
             for j in range(HALF):
                 s[j] = 0
@@ -82,6 +79,9 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
                 for i in range(start, stop):
                     x = vector_at(p, i, p_patch, at) + h
                     y = vector_at(q, i, q_patch, at) + h
+                    if ahead != 0:
+                        fk_prefetch(<const char*>(p + i * LANES + h) + ahead, HALF * sizeof(real))
+                        fk_prefetch(<const char*>(q + i * LANES + h) + ahead, HALF * sizeof(real))
                     for j in range(HALF):
                         s[j] += kl_term(x[j], y[j])
                         if real is float:
@@ -95,6 +95,9 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
                 for i in range(start, stop):
                     x = vector_at(p, i, p_patch, at) + h
                     y = vector_at(q, i, q_patch, at) + h
+                    if ahead != 0:
+                        fk_prefetch(<const char*>(p + i * LANES + h) + ahead, HALF * sizeof(real))
+                        fk_prefetch(<const char*>(q + i * LANES + h) + ahead, HALF * sizeof(real))
                     for j in range(HALF):
                         s[j] += kl_term(x[j], y[j])
                         if real is float:
@@ -156,12 +159,12 @@ cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, cons
         odd32[j] = odd64[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
-        if ahead != 0:
-            fk_prefetch(<const char*>(p + i * LANES) + ahead, stop - i, sizeof(real))
         for j in range(LANES):
             s[j] = 0
         while i < stop:
             x = vector_at(p, i, patch, at)
+            if ahead != 0:
+                fk_prefetch(<const char*>(p + i * LANES) + ahead, LANES * sizeof(real))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(x[j])
                 if real is float:
@@ -197,14 +200,14 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
         odd32[j] = odd64[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
-        if ahead != 0:
-            fk_prefetch(<const char*>(p + i * LANES) + ahead, stop - i, sizeof(real))
-            fk_prefetch(<const char*>(q + i * LANES) + ahead, stop - i, sizeof(real))
         for j in range(LANES):
             s[j] = 0
         while i < stop:
             x = vector_at(p, i, p_patch, at)
             y = vector_at(q, i, q_patch, at)
+            if ahead != 0:
+                fk_prefetch(<const char*>(p + i * LANES) + ahead, LANES * sizeof(real))
+                fk_prefetch(<const char*>(q + i * LANES) + ahead, LANES * sizeof(real))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(y[j])
                 # p >= 0 and low <= q <= high
@@ -378,20 +381,22 @@ cdef inline double not_negative(double x) noexcept nogil:
 
 
 cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale, double* out) noexcept nogil:
-    cdef double total, t, p_sum
-    cdef Py_ssize_t j
-    for j in range(rows):
-        if op == KL:
-            # the two parts may cancel; each is right by itself
-            total = closed(a.s[j] + a.u[j], a.s_lo[j] + a.u_lo[j])
-        elif op == KL_NORMALIZED:
-            # KL(p/P || q/Q) = G/P - (t - log1p(t)), t = Q/P - 1
+    cdef double t, p_sum
+    cdef Py_ssize_t g, j
+    cdef int i
+    if op == KL_NORMALIZED:
+        # KL(p/P || q/Q) = G/P - (t - log1p(t)), t = Q/P - 1
+        for j in range(rows):
             p_sum = closed(a.v[j], a.v_lo[j])
             t = -closed(a.u[j], a.u_lo[j]) / p_sum
-            total = not_negative(closed(a.s[j], a.s_lo[j]) / p_sum - log1p_gap(t))
-        else:
-            total = closed(a.s[j], a.s_lo[j])
-        out[j] = total * scale + 0.0     # + 0.0: a one-hot row's entropy is +0, not -0
+            out[j] = not_negative(closed(a.s[j], a.s_lo[j]) / p_sum - log1p_gap(t)) * scale
+        return
+    for g in range(0, rows, 8):
+        for i in range(8):
+            j = g + i
+            # KL: the two parts may cancel; each is right by itself.
+            t = closed(a.s[j] + a.u[j], a.s_lo[j] + a.u_lo[j]) if op == KL else closed(a.s[j], a.s_lo[j])
+            out[j] = t * scale + 0.0     # + 0.0: a one-hot row's entropy is +0, not -0
 
 
 cdef inline bint needs_rescaling(const Sums* a, Py_ssize_t j) noexcept nogil:

@@ -12,17 +12,11 @@ cdef extern from "stdlib.h" nogil:
 
 cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     cdef Sums a
-    cdef double result[TILE]
-    cdef double extra[TILE]
-    cdef real m[LANES]
-    cdef real k[LANES]
-    cdef Py_ssize_t classes = plan.classes, j, c
+    cdef Py_ssize_t classes = plan.classes, j
     cdef real* x = scratch
     cdef real* q = scratch + classes * LANES
     cdef real* rows_out = scratch + plan.operands * classes * LANES
     cdef real absent = absent_element[real](plan, 0, NULL)
-    cdef bint log = plan.op == LOG_SOFTMAX
-    cdef char* target
     if rows < LANES:
         for j in range(plan.operands * classes * LANES):
             scratch[j] = absent
@@ -37,21 +31,20 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
         divergence_across[real](plan.op, x, q, classes, rows, &a)
         finish_rows[real](plan, row, rows, &a, scratch)
         return
-    for j in range(rows if plan.has_labels else 0):
-        a.index[j] = read_label(plan, row + j)
-        a.label[j] = 0
-        if a.index[j] >= 0:
-            a.label[j] = x[a.index[j] * LANES + j]
-            x[a.index[j] * LANES + j] = -INFINITY
-    logsumexp_across[real](x, classes, rows, plan.op == ENTROPY_OF_LOGITS, &a)
-    if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
-        finish_rows[real](plan, row, rows, &a, scratch)
-        return
-    map_factors(&a, LANES, log, extra)
-    for j in range(LANES):
-        m[j] = <real>a.m[j]
-        k[j] = <real>extra[j]
-    map_across[real](x, classes, m, k, log)
+    if plan.op == SOFTMAX:
+        softmax_across[real](x, classes)
+    else:
+        for j in range(rows if plan.has_labels else 0):
+            a.index[j] = read_label(plan, row + j)
+            a.label[j] = 0
+            if a.index[j] >= 0:
+                a.label[j] = x[a.index[j] * LANES + j]
+                x[a.index[j] * LANES + j] = -INFINITY
+        logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, &a)
+        if plan.op != LOG_SOFTMAX:
+            finish_rows[real](plan, row, rows, &a, scratch)
+            return
+        log_softmax_across[real](x, classes, &a)
     if plan.has_mask:
         mask_out[real](plan, row, rows, 0, classes, x, 1, LANES, 0)
     if plan.stream and plan.out.direct and plan.n_outer == 1 and plan.out.outer[0] == classes * <Py_ssize_t>sizeof(real):
@@ -193,6 +186,10 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     cdef State chunk[TILE]
     cdef Py_ssize_t i = 0, k, n, start, stop
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
+    if plan.op == SOFTMAX and plan.classes <= BLOCK:
+        for i in range(rows):
+            softmax_of_row[real](plan, row + i, scratch)
+        return
     if plan.has_labels:
         read_labels[real](plan, row, rows, &a, NULL)
     while i < rows:
@@ -227,6 +224,37 @@ cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
         map_row[real](plan, row + i, 0, plan.classes, a.m[i], k[i], scratch)
 
 
+cdef void softmax_of_row(Plan* plan, Py_ssize_t row, real* scratch) noexcept nogil:
+    """A row of at most BLOCK classes, from its array to its result; scratch: BLOCK elements, twice."""
+    cdef Py_ssize_t n = plan.classes
+    cdef const real* x
+    cdef real* y = scratch
+    if is_direct(plan):
+        x = <const real*>row_pointer(plan, &plan.operand[0], row)
+        if plan.n_outer == 1 and row + 2 <= plan.last_row:
+            fk_prefetch(<const char*>x + plan.operand[0].outer[0], n * <Py_ssize_t>sizeof(real))
+        if plan.out.direct and not plan.stream:
+            y = <real*>row_pointer(plan, &plan.out, row)
+    else:
+        x = scratch + BLOCK
+        fetch[real](plan, &plan.operand[0], row, 1, 0, n, scratch + BLOCK, BLOCK, 1, <real>-INFINITY)
+    softmax_row[real](x, n, scratch, y)
+    if y == scratch:
+        put_row[real](plan, row, 0, n, scratch)
+    if plan.stream:
+        fk_stream_end()
+
+
+cdef void put_row(Plan* plan, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n, real* y) noexcept nogil:
+    """Store n results of a row from `start` on, masked-out ones as 0."""
+    if plan.has_mask:
+        mask_out[real](plan, row, 1, start, n, y, BLOCK, 1, 0)
+    if plan.stream and plan.out.direct:
+        fk_stream(row_pointer(plan, &plan.out, row) + start * sizeof(real), <const char*>y, n * sizeof(real))
+    else:
+        put[real](plan, row, 1, start, n, y, BLOCK, 1)
+
+
 cdef void map_row(Plan* plan, Py_ssize_t row, Py_ssize_t start, Py_ssize_t stop, double m, double k,
                   real* scratch) noexcept nogil:
     """The second pass over classes start .. stop of one row."""
@@ -247,13 +275,7 @@ cdef void map_row(Plan* plan, Py_ssize_t row, Py_ssize_t start, Py_ssize_t stop,
             map_block[real](x, n, <real>m, <real>k, log, y)
         else:
             map_block[real](x, n, <real>m, <real>k, log, scratch)
-            if plan.has_mask:
-                mask_out[real](plan, row, 1, start, n, scratch, BLOCK, 1, 0)
-            if plan.stream and plan.out.direct:
-                fk_stream(row_pointer(plan, &plan.out, row) + start * sizeof(real), <const char*>scratch,
-                          n * sizeof(real))
-            else:
-                put[real](plan, row, 1, start, n, scratch, BLOCK, 1)
+            put_row[real](plan, row, start, n, scratch)
         start += n
     if plan.stream:
         fk_stream_end()
@@ -363,7 +385,7 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
         size = 1 if size < 1 else (TILE if size > TILE else size)
         stride = 0 if is_direct(plan) else plan.operands * group_rows(plan, sizeof(real)) * BLOCK    # as scan_rows lays it
         if maps or plan.op == WEIGHTED_LOGSUMEXP:
-            stride += BLOCK
+            stride += 2 * BLOCK
     stride += 64 - stride % 64
     tiles = (rows + size - 1) // size
     if threads > tiles * (chunks if chunks > 1 else 1):

@@ -51,7 +51,7 @@ cdef extern from "memory.h" nogil:
     uint64_t fk_outside_f64(double p, double q, double low, double high)
     void fk_stream(char* dst, const char* src, size_t n)
     void fk_stream_end()
-    void fk_prefetch(const char* p, Py_ssize_t vectors, size_t itemsize)
+    void fk_prefetch(const void* start, Py_ssize_t nbytes)
     unsigned int fk_default_mode()
     void fk_restore_mode(unsigned int found)
     uint64_t fk_label(const char* p, int storage, int swap)

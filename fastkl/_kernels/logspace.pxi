@@ -43,7 +43,7 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
         while i < stop:
             v = vector_at(x, i, patch, at)
             if ahead != 0:
-                fk_prefetch(<const char*>(x + i * LANES) + ahead, 1, sizeof(real))
+                fk_prefetch(<const char*>(x + i * LANES) + ahead, LANES * sizeof(real))
             for j in range(LANES):
                 s[j] += exp_up(v[j] - m[j])
                 top[j] = v[j] if v[j] > top[j] else top[j]
@@ -53,6 +53,40 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
     for j in range(LANES):
         sums[j] = t[j]
         tops[j] = top[j]
+
+
+cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, double* sums,
+                         double* ties) noexcept nogil:
+    """Per lane, where the maximum is known: 2^64 times the sum of exp(x - maximum) over the elements below it, and the
+    number of those that equal it."""
+    cdef real m[LANES]
+    cdef real s[LANES]
+    cdef real hits[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
+    cdef const real* v
+    cdef real e
+    for j in range(LANES):
+        m[j] = maxima[j]
+        hits[j] = 0
+        t[j] = 0
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = 0
+        while i < stop:
+            v = x + i * LANES
+            for j in range(LANES):
+                e = exp_up(v[j] - m[j])
+                s[j] += 0 if v[j] == m[j] else e
+                hits[j] += 1 if v[j] == m[j] else 0
+            i += 1
+        for j in range(LANES):
+            t[j] += s[j]
+    for j in range(LANES):
+        sums[j] = t[j]
+        ties[j] = hits[j]
 
 
 cdef loop moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
@@ -188,8 +222,8 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
     cdef real m[LANES]
     cdef double sums[LANES]
     cdef Py_ssize_t count = lay_block(x, n, hole, patch, at), i
-    cdef int j
-    cdef real top
+    cdef int j, above
+    cdef real top, limit
     while True:
         if st.top_at >= 0:
             open_patch(x, n, st.top_at // LANES, <real>-INFINITY, patch, at)[st.top_at % LANES] = -INFINITY
@@ -202,12 +236,16 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
                 if top != top:
                     st.s = NAN
             return
+        limit = <real>(st.m + 1)
         for j in range(LANES):
             m[j] = <real>st.m
         exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
-        top = fold_max(tops)
-        if not top > st.m + 1:
+        above = 0
+        for j in range(LANES):
+            above |= tops[j] > limit
+        if not above:
             break
+        top = fold_max(tops)
         rescale(st, top)
         set_reference(x, count, patch, at, tops, top, st)
     two_sum_add(&st.s, &st.s_lo, fold_sum(sums) * FK_DOWN)
@@ -261,48 +299,23 @@ cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scrat
     two_sum_add(&st.s, &st.s_lo, fold_sum(sums) * FK_DOWN)
 
 
-cdef void logsumexp_across(real* tile, Py_ssize_t classes, Py_ssize_t rows, bint moments, Sums* a) noexcept nogil:
-    """A tile of short rows, one lane a row: tile[c*LANES + j] is class c of row j. Labels' logits are -inf already."""
+cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, Sums* a) noexcept nogil:
+    """A tile of short rows, one lane a row: tile[c*LANES + j] is class c of row j; c counts the elements at the maximum."""
     cdef real top[LANES]
-    cdef real where[LANES]
     cdef Py_ssize_t at[3]
-    cdef Py_ssize_t c, i
     cdef int j
-    cdef const real* v
     at[0] = at[1] = at[2] = -1
+    max_lanes(tile, classes, tile, at, top)
     for j in range(LANES):
-        top[j] = -INFINITY
-        where[j] = -1
-    for c in range(classes):
-        v = tile + c * LANES
-        for j in range(LANES):
-            where[j] = <real>c if v[j] > top[j] else where[j]
-            top[j] = v[j] if v[j] > top[j] else top[j]
-    for j in range(LANES):
-        a.c[j] = 0
-        if where[j] >= 0:
-            tile[<Py_ssize_t>where[j] * LANES + j] = -INFINITY
-            a.c[j] = 1
-        else:
-            top[j] = lowest(top[j])
+        top[j] = lowest(top[j]) if top[j] == -INFINITY else top[j]
         a.m[j] = top[j]
         a.s_lo[j] = a.u[j] = a.u_lo[j] = 0
-    exp_sum_lanes(tile, classes, tile, at, top, a.s, top, 0)
+    tied_sum_lanes(tile, classes, top, a.s, a.c)
     if moments:
-        for j in range(LANES):
-            top[j] = <real>a.m[j]
         moment_lanes(tile, classes, tile, at, top, a.u)
     for j in range(LANES):
         a.s[j] *= FK_DOWN
         a.u[j] *= FK_DOWN
-    for j in range(rows):
-        if where[j] >= 0:
-            tile[<Py_ssize_t>where[j] * LANES + j] = <real>a.m[j]
-        if a.m[j] == INFINITY:
-            a.s[j] = 0
-            for c in range(classes):
-                if tile[c * LANES + j] != tile[c * LANES + j]:
-                    a.s[j] = NAN
 
 
 cdef void merge_logsumexp(State* st, State* other) noexcept nogil:
@@ -391,7 +404,91 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
             out[j] = NAN if a.c[j] + a.s[j] == 0 else y
 
 
-# ---- softmax and log_softmax: the second pass over a row, out of cache where it fits -------------------------------------
+# ---- softmax and log_softmax ----------------------------------------------------------------------------------------------
+# A softmax of at most BLOCK classes keeps its exponentials and scales them. Longer rows, and log_softmax, read the row a
+# second time: a second exp costs less than a buffer that leaves the cache.
+
+cdef loop exp_store_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
+                          real* out, double* sums) noexcept nogil:
+    """out = 2^64 exp(x - reference), out may be x; and its sum per lane."""
+    cdef real m[LANES]
+    cdef real s[LANES]
+    cdef real e[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
+    cdef const real* v
+    cdef real* w
+    for j in range(LANES):
+        m[j] = reference[j]
+        t[j] = 0
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = 0
+        while i < stop:
+            v = vector_at(x, i, patch, at)
+            w = out + i * LANES
+            for j in range(LANES):
+                e[j] = exp_up(v[j] - m[j])
+                s[j] += e[j]
+            for j in range(LANES):
+                w[j] = e[j]
+            i += 1
+        for j in range(LANES):
+            t[j] += s[j]
+    for j in range(LANES):
+        sums[j] = t[j]
+
+
+cdef inline double softmax_factor(double m, double sum) noexcept nogil:
+    """What turns 2^64 exp(x - m) into a probability, sum being 2^64 times that of exp(x - m)."""
+    cdef double k = 1 / sum
+    k = NAN if m == INFINITY else k
+    return NAN if sum == 0 else k
+
+
+cdef void softmax_row(const real* x, Py_ssize_t n, real* buffer, real* y) noexcept nogil:
+    """Softmax of a row of at most BLOCK classes; y may be x or the buffer of BLOCK elements."""
+    cdef real patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef real m[LANES]
+    cdef double sums[LANES]
+    cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at), i
+    cdef int j
+    cdef real top, k
+    max_lanes(x, count, patch, at, m)
+    top = fold_max(m)
+    top = lowest(top) if top == -INFINITY else top
+    for j in range(LANES):
+        m[j] = top
+    exp_store_lanes(x, count, patch, at, m, buffer, sums)
+    k = <real>softmax_factor(top, fold_sum(sums))
+    for i in range(n):
+        y[i] = buffer[i] * k
+
+
+cdef void softmax_across(real* tile, Py_ssize_t classes) noexcept nogil:
+    """A tile of short rows, in place."""
+    cdef real m[LANES]
+    cdef real k[LANES]
+    cdef double sums[LANES]
+    cdef Py_ssize_t at[3]
+    cdef Py_ssize_t c
+    cdef int j
+    cdef real* v
+    at[0] = at[1] = at[2] = -1
+    max_lanes(tile, classes, tile, at, m)
+    for j in range(LANES):
+        m[j] = lowest(m[j]) if m[j] == -INFINITY else m[j]
+    exp_store_lanes(tile, classes, tile, at, m, tile, sums)
+    for j in range(LANES):
+        k[j] = <real>softmax_factor(m[j], sums[j])
+    for c in range(classes):
+        v = tile + c * LANES
+        for j in range(LANES):
+            v[j] *= k[j]
+
 
 cdef inline void map_vector(const real* v, real m, real k, bint log, real* w) noexcept nogil:
     """64 results: exp(x - m) * k, with k = 2^-64 / sum, or (x - m) - k, with k = log(sum)."""
@@ -422,19 +519,22 @@ cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real*
             y[whole + j] = w[j]
 
 
-cdef void map_across(real* tile, Py_ssize_t classes, const real* m, const real* k, bint log) noexcept nogil:
+cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noexcept nogil:
     """A tile of short rows, in place."""
+    cdef double extra[TILE]
+    cdef real m[LANES]
+    cdef real k[LANES]
     cdef Py_ssize_t c
     cdef int j
     cdef real* v
+    map_factors(a, LANES, True, extra)
+    for j in range(LANES):
+        m[j] = <real>a.m[j]
+        k[j] = <real>extra[j]
     for c in range(classes):
         v = tile + c * LANES
-        if log:
-            for j in range(LANES):
-                v[j] = (v[j] - m[j]) - k[j]
-        else:
-            for j in range(LANES):
-                v[j] = exp_up(v[j] - m[j]) * k[j]
+        for j in range(LANES):
+            v[j] = (v[j] - m[j]) - k[j]
 
 
 cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, double* k) noexcept nogil:

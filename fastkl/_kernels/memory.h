@@ -257,9 +257,9 @@ FK_INLINE void fk_stream_end(void) {
 #endif
 }
 
-/* Bring vectors of 64 elements of the given size into the second-level cache. */
-FK_INLINE void fk_prefetch(const char *p, ptrdiff_t vectors, size_t itemsize) {
-    const char *end = p + vectors * FK_LANES * (ptrdiff_t)itemsize;
+/* Bring some lines into the second-level cache. A few at a time: a burst would hold up the loads behind it. */
+FK_INLINE void fk_prefetch(const void *start, ptrdiff_t bytes) {
+    const char *p = (const char *)start, *end = p + bytes;
     for (; p < end; p += 64) FK_PREFETCH_L2(p);
 }
 
@@ -298,7 +298,7 @@ FK_INLINE void fk_restore_mode(unsigned found) {
         return (uint64_t)(int64_t)(SIGNED)w;                                                         \
     } while (0)
 
-static __attribute__((noinline)) uint64_t fk_label(const char *p, int storage, int swap) {
+FK_INLINE uint64_t fk_label(const char *p, int storage, int swap) {
     switch (storage) {
     case FK_I8: FK_LABEL(uint8_t, fk_swap8, int8_t);
     case FK_U8: FK_LABEL(uint8_t, fk_swap8, uint8_t);

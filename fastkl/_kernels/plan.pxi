@@ -54,8 +54,9 @@ cdef struct Plan:
     char lock
 
 # The sums of up to TILE rows, a lane a row. What they hold depends on the operation:
-#   log space     reference m, weight c of the element left out of s (1, or 0 where there is none), s = sum of the other
-#                 exp(x - m), u = sum of (m - x) exp(x - m)
+#   log space     reference m, weight c of what is left out of s (1 for an element at m, or the number of those, or the
+#                 element's weight; 0 where there is none), s = sum of the other exp(x - m), u = sum of
+#                 (m - x) exp(x - m)
 #   divergences   s = sum of terms, u = sum of p - q, v = sum of p
 # Pairs (s, s_lo), (u, u_lo) and (v, v_lo) are the two parts of a two-sum.
 cdef struct Sums:
@@ -205,10 +206,17 @@ cdef void put_rows(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_
                    real* like) noexcept nogil:
     """Store one number per row, rounded to the result's type."""
     cdef Py_ssize_t i
-    cdef char* target
-    for i in range(nr):
-        if plan.flat_out:
-            (<double*>a.data)[row + i - plan.first_row] = values[i]     # on their way to a sum: not rounded yet
-        else:
-            target = row_pointer(plan, a, row + i)
-            (<real*>target)[0] = <real>values[i]
+    cdef real* target
+    cdef double* sums
+    if plan.flat_out:
+        sums = <double*>a.data + (row - plan.first_row)     # on their way to a sum: not rounded yet
+        for i in range(nr):
+            sums[i] = values[i]
+    elif plan.n_outer == 1 and a.outer[0] == <Py_ssize_t>sizeof(real):
+        target = <real*>row_pointer(plan, a, row)
+        for i in range(nr):
+            target[i] = <real>values[i]
+    else:
+        for i in range(nr):
+            target = <real*>row_pointer(plan, a, row + i)
+            target[0] = <real>values[i]
