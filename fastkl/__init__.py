@@ -1,7 +1,7 @@
 """fastkl: log-sum-exp, KL, cross-entropy and their family on CPUs.
 
-NumPy arrays in; entropies, divergences and losses of their rows out. Each input is read once, every digit is right, and a
-row's result is the same bits in any batch, layout and number of threads.
+NumPy arrays in; entropies, divergences and losses of their rows out. Each input is read once, every digit is right,
+and a row's result is the same bits in any batch, layout and number of threads.
 
 ==============  =====================================================================================
 room            what is in it

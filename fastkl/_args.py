@@ -37,14 +37,16 @@ def _as_ndarray(value: ArrayLike, name: str, instead_of_mask: str) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; pass its data, and {instead_of_mask}")
     if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
+        array: Array = np.from_dlpack(value)  # type: ignore[arg-type]
+        return array
     return np.asarray(value)
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     """The type that a storage type is computed in and gives, or None if it is not taken."""
     if dtype.kind == "f":
-        return {2: FLOAT32, 4: FLOAT32, 8: FLOAT64}.get(dtype.itemsize)
+        sizes: dict[int, np.dtype[Any]] = {2: FLOAT32, 4: FLOAT32, 8: FLOAT64}
+        return sizes.get(dtype.itemsize)
     if dtype.kind in "iub":
         return FLOAT64
     return FLOAT32 if dtype.name == "bfloat16" else None
@@ -138,7 +140,7 @@ def output_for(
         if position == 0 and in_place and _same(out, array):
             continue
         try:
-            overlaps = np.shares_memory(out, array, max_work=100_000)
+            overlaps = np.shares_memory(out, array, max_work=100_000)  # type: ignore[arg-type]
         except np.exceptions.TooHardError:
             overlaps = True
         if overlaps:

@@ -58,11 +58,11 @@ def entropy(
 
     Notes
     -----
-    Domain: p >= 0, denormals included. The formula is used as written: rows are not divided by their sum. A negative, infinite
-    or NaN element gives NaN for its row. Logits: a row of -inf only, or with +inf, gives NaN.
+    Domain: p >= 0, denormals included. The formula is used as written: rows are not divided by their sum. A negative,
+    infinite or NaN element gives NaN for its row. Logits: a row of -inf only, or with +inf, gives NaN.
 
-    Accuracy: below 4 eps of the result, also for nearly one-hot rows (p <= 1); from logits below (4 + d/2) eps, where d is
-    the distance between the two largest.
+    Accuracy: below 4 eps of the result, also for nearly one-hot rows (p <= 1); from logits below (4 + d/2) eps, where
+    d is the distance between the two largest.
 
     References
     ----------
@@ -191,8 +191,8 @@ def kl_divergence(
     `normalize` the formula is used as written, and is negative where sum(p) falls short of sum(q) by more than the rows
     differ; with it the result is never negative, 0 for equal rows, and NaN where a sum is 0.
 
-    Accuracy: the sum is that of p log(p/q) - p + q, whose terms are all >= 0, and of p - q. Each part is right to 8 eps; with
-    `normalize` the error is below 8 eps of the result at every scale.
+    Accuracy: the sum is that of p log(p/q) - p + q, whose terms are all >= 0, and of p - q. Each part is right to
+    8 eps; with `normalize` the error is below 8 eps of the result at every scale.
 
     References
     ----------

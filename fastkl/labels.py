@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,8 +62,8 @@ def softmax_cross_entropy(
     Raises
     ------
     IndexError
-        For a label that is out of range; it names the first such row. A given `out` is then left as it was, unless another
-        thread writes labels during the call.
+        For a label that is out of range; it names the first such row. A given `out` is then left as it was, unless
+        another thread writes labels during the call.
     TypeError
         For a type of array that is not taken, labels that are no integers, masked arrays.
     ValueError
@@ -75,8 +74,8 @@ def softmax_cross_entropy(
     Domain: all numbers. A label whose logit is -inf gives +inf. A row with +inf, of -inf only, or with NaN gives NaN.
 
     Accuracy: the loss is log1p(exp(m - x[label]) * sum over the other classes of exp(x - m)), which keeps every digit
-    of a small loss: below (4 + d/2) eps of the result, where d is the distance between the label's logit and the largest of the
-    others, down to 1e-30 (float64: 1e-280).
+    of a small loss: below (4 + d/2) eps of the result, where d is the distance between the label's logit and the
+    largest of the others, down to 1e-30 (float64: 1e-280).
 
     References
     ----------
@@ -87,7 +86,8 @@ def softmax_cross_entropy(
     >>> import fastkl as fk
     >>> fk.softmax_cross_entropy([[2.0, 0.0], [0.0, 30.0]], [0, 1]).tolist()    # doctest: +ELLIPSIS
     [0.12692801104297252, 9.35762296883...e-14]
-    >>> float(fk.softmax_cross_entropy([[2.0, 0.0], [0.0, 30.0]], [0, -100], ignore_index=-100, reduction="mean").round(4))
+    >>> logits = [[2.0, 0.0], [0.0, 30.0]]
+    >>> float(fk.softmax_cross_entropy(logits, [0, -100], ignore_index=-100, reduction="mean").round(4))
     0.1269
     """
     reduction = _args.choice(reduction, "reduction", ("none", "mean", "sum"))

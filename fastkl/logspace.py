@@ -59,8 +59,8 @@ def logsumexp(
 
     Notes
     -----
-    Domain: all numbers. A row of -inf only, or of nothing, gives -inf; one with +inf gives +inf; one with NaN gives NaN.
-    A negative sum gives NaN without `return_sign`.
+    Domain: all numbers. A row of -inf only, or of nothing, gives -inf; one with +inf gives +inf; one with NaN gives
+    NaN. A negative sum gives NaN without `return_sign`.
 
     Accuracy: the error is below 1 eps (float64: 2 eps) times max(1, abs(result)); where the maximum is 0 and dominates,
     below 4 eps of the result. Each input is read once.
@@ -128,10 +128,11 @@ def softmax(
 
     Notes
     -----
-    Domain: all numbers. A row of -inf only, with +inf or with NaN gives NaN for that row; one masked out whole gives zeros.
+    Domain: all numbers. A row of -inf only, with +inf or with NaN gives NaN for that row; one masked out whole gives
+    zeros.
 
-    Accuracy: below (3 + d/2) eps of each result above the denormals, where d is the distance of the element from its row's
-    maximum.
+    Accuracy: below (3 + d/2) eps of each result above the denormals, where d is the distance of the element from its
+    row's maximum.
 
     References
     ----------
@@ -183,8 +184,8 @@ def log_softmax(
     -----
     Domain: all numbers. A row of -inf only, with +inf or with NaN gives NaN for that row.
 
-    Accuracy: below (4 + d/2) eps of each result, where d is the distance between the element and the largest of the others; at
-    a dominant element the result is -log1p of the others' share, right to its last digits.
+    Accuracy: below (4 + d/2) eps of each result, where d is the distance between the element and the largest of the
+    others; at a dominant element the result is -log1p of the others' share, right to its last digits.
 
     References
     ----------

@@ -26,9 +26,9 @@ class Budget:
     ``relative``
         abs(result).
     ``relative+d/2``
-        abs(result), with d/2 added to ``multiple``, where d is the distance between the label's logit (the element's own,
-        for a result per element) and the largest of the others; without a label, between the two largest. It is the
-        rounding of that difference.
+        abs(result), with d/2 added to ``multiple``, where d is the distance between the label's logit (the element's
+        own, for a result per element) and the largest of the others; without a label, between the two largest. It is
+        the rounding of that difference.
     ``element+d/2``
         abs(result), with d/2 added to ``multiple``, where d is the distance of this element from the row's maximum;
         holds for results above the denormals.

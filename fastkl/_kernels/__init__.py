@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from types import ModuleType
 
-from . import cpu
+from . import cpu as cpu
 
 TIERS = ("avx512", "avx2", "base")
 

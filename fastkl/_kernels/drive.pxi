@@ -377,6 +377,8 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     if rows <= 0 or (maps and plan.classes == 0):
         return 0
     chunks = (plan.classes + CHUNK - 1) // CHUNK
+    if plan.op == SOFTMAX and not across:
+        plan.stream = False     # measured: exp takes longer than the line that a plain store reads first
     if across:
         size = TILE
         stride = (plan.operands + maps) * plan.classes * LANES
