@@ -84,8 +84,8 @@ def softmax_cross_entropy(
     Examples
     --------
     >>> import fastkl as fk
-    >>> fk.softmax_cross_entropy([[2.0, 0.0], [0.0, 30.0]], [0, 1]).tolist()    # doctest: +ELLIPSIS
-    [0.12692801104297252, 9.35762296883...e-14]
+    >>> [f"{loss:.6g}" for loss in fk.softmax_cross_entropy([[2.0, 0.0], [0.0, 30.0]], [0, 1])]
+    ['0.126928', '9.35762e-14']
     >>> logits = [[2.0, 0.0], [0.0, 30.0]]
     >>> float(fk.softmax_cross_entropy(logits, [0, -100], ignore_index=-100, reduction="mean").round(4))
     0.1269
