@@ -155,7 +155,6 @@ def lines() -> list[str]:
         # Splits for the KL term: k * hi has at most half the mantissa's bits, so that its product with half of p is
         # exact.
         scalar("LN2_F32", "float", ln2),
-        scalar("LN2_F64", "double", ln2),
         scalar("LN2_4BIT_F32", "float", rounded(ln2, 4)),
         scalar("LN2_REST_F32", "float", ln2 - rounded(ln2, 4)),
         scalar("LN2_14BIT_F64", "double", rounded(ln2, 14)),
