@@ -85,15 +85,15 @@ def reduced_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]
 def axes_last(array: Array, axes: tuple[int, ...]) -> Array:
     """The same array with the given axes moved to its end, in their order."""
     ndim = array.ndim
-    if axes == tuple(range(ndim - len(axes), ndim)):
-        return array
+    if not axes or axes[0] == ndim - len(axes):
+        return array    # they are ascending, so these are the last ones
     return array.transpose([i for i in range(ndim) if i not in axes] + list(axes))
 
 
-def broadcast(arrays: Sequence[Array], names: Sequence[str]) -> list[Array]:
+def broadcast(arrays: Sequence[Array], names: Sequence[str]) -> Sequence[Array]:
     """Broadcast arrays against each other by NumPy's rules."""
-    if all(a.shape == arrays[0].shape for a in arrays):
-        return list(arrays)
+    if len(arrays) == 1 or (len(arrays) == 2 and arrays[0].shape == arrays[1].shape):
+        return arrays
     try:
         shape = np.broadcast_shapes(*(a.shape for a in arrays))
     except ValueError:

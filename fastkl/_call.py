@@ -40,7 +40,7 @@ def per_row(
 ) -> Any:
     """Run an operation that gives one number per row; with `signed` also return the sign of each."""
     dtype = _args.result_dtype(*operands)
-    arrays = _args.broadcast(operands, names) if len(operands) > 1 else operands
+    arrays = _args.broadcast(operands, names)
     first = arrays[0]
     axes = (first.ndim - 1,) if axis == -1 and first.ndim else _args.reduced_axes(axis, first.ndim)
     mask = _args.mask_for(where, first.shape)

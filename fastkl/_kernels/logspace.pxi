@@ -24,7 +24,8 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
 
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
                         double* sums, real* tops, Py_ssize_t ahead) noexcept nogil:
-    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop; what lies `ahead` bytes further on is prefetched."""
+    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop; what lies `ahead` bytes further on
+    is prefetched."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real top[LANES]
@@ -55,69 +56,95 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
         tops[j] = top[j]
 
 
-cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, double* sums,
-                         double* ties) noexcept nogil:
-    """Per lane, where the maximum is known: 2^64 times the sum of exp(x - maximum) over the elements below it, and the
-    number of those that equal it."""
+cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
+                           const real* reference, double* sums, double* moments, real* tops,
+                           Py_ssize_t ahead) noexcept nogil:
+    """exp_sum_lanes, and per lane 2^64 times the sum of (reference - x) exp(x - reference) as well."""
     cdef real m[LANES]
     cdef real s[LANES]
-    cdef real hits[LANES]
+    cdef real u[LANES]
+    cdef real top[LANES]
     cdef double t[LANES]
+    cdef double w[LANES]
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const real* v
-    cdef real e
+    cdef real d, e
+    for j in range(LANES):
+        m[j] = reference[j]
+        top[j] = -INFINITY
+        t[j] = w[j] = 0
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = u[j] = 0
+        while i < stop:
+            v = vector_at(x, i, patch, at)
+            if ahead != 0:
+                fk_prefetch(<const char*>(x + i * LANES) + ahead, LANES * sizeof(real))
+            for j in range(LANES):
+                d = m[j] - v[j]
+                e = exp_up(-d)
+                s[j] += e
+                # exp_up is 0 long before 1000; inf * 0 would be NaN
+                d = 1000 if d > 1000 else d
+                u[j] += d * e
+                top[j] = v[j] if v[j] > top[j] else top[j]
+            i += 1
+        for j in range(LANES):
+            t[j] += s[j]
+            w[j] += u[j]
+    for j in range(LANES):
+        sums[j] = t[j]
+        moments[j] = w[j]
+        tops[j] = top[j]
+
+
+cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bint moments, double* sums,
+                         double* moment, double* ties) noexcept nogil:
+    """Per lane, where the maximum is known: 2^64 times the sum of exp(x - maximum) over the elements below it, the number
+    of those that equal it, and if asked 2^64 times the sum of (maximum - x) exp(x - maximum)."""
+    cdef real m[LANES]
+    cdef real s[LANES]
+    cdef real u[LANES]
+    cdef real hits[LANES]
+    cdef double t[LANES]
+    cdef double w[LANES]
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
+    cdef const real* v
+    cdef real d, e
     for j in range(LANES):
         m[j] = maxima[j]
         hits[j] = 0
-        t[j] = 0
+        t[j] = w[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
-            s[j] = 0
+            s[j] = u[j] = 0
         while i < stop:
             v = x + i * LANES
-            for j in range(LANES):
-                e = exp_up(v[j] - m[j])
-                s[j] += 0 if v[j] == m[j] else e
-                hits[j] += 1 if v[j] == m[j] else 0
+            if moments:
+                for j in range(LANES):
+                    d = m[j] - v[j]
+                    e = exp_up(-d)
+                    s[j] += 0 if v[j] == m[j] else e
+                    hits[j] += 1 if v[j] == m[j] else 0
+                    d = 1000 if d > 1000 else d
+                    u[j] += d * e
+            else:
+                for j in range(LANES):
+                    e = exp_up(v[j] - m[j])
+                    s[j] += 0 if v[j] == m[j] else e
+                    hits[j] += 1 if v[j] == m[j] else 0
             i += 1
         for j in range(LANES):
             t[j] += s[j]
+            w[j] += u[j]
     for j in range(LANES):
         sums[j] = t[j]
+        moment[j] = w[j]
         ties[j] = hits[j]
-
-
-cdef loop moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
-                       double* moments) noexcept nogil:
-    """Per lane: 2^64 times the sum of (m - x) exp(x - m), out of L1 after exp_sum_lanes."""
-    cdef real m[LANES]
-    cdef real s[LANES]
-    cdef double t[LANES]
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
-    cdef const real* v
-    cdef real d
-    for j in range(LANES):
-        m[j] = reference[j]
-        t[j] = 0
-    while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = 0
-        while i < stop:
-            v = vector_at(x, i, patch, at)
-            for j in range(LANES):
-                # exp_up is 0 long before 1000; inf * 0 would be NaN
-                d = m[j] - v[j]
-                d = 1000 if d > 1000 else d
-                s[j] += d * exp_up(v[j] - m[j])
-            i += 1
-        for j in range(LANES):
-            t[j] += s[j]
-    for j in range(LANES):
-        moments[j] = t[j]
 
 
 cdef loop weighted_lanes(const real* x, const real* b, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
@@ -221,6 +248,7 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
     cdef real tops[LANES]
     cdef real m[LANES]
     cdef double sums[LANES]
+    cdef double moment[LANES]
     cdef Py_ssize_t count = lay_block(x, n, hole, patch, at), i
     cdef int j, above
     cdef real top, limit
@@ -239,7 +267,10 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
         limit = <real>(st.m + 1)
         for j in range(LANES):
             m[j] = <real>st.m
-        exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
+        if moments:
+            exp_moment_lanes(x, count, patch, at, m, sums, moment, tops, ahead)
+        else:
+            exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
         above = 0
         for j in range(LANES):
             above |= tops[j] > limit
@@ -250,8 +281,7 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
         set_reference(x, count, patch, at, tops, top, st)
     two_sum_add(&st.s, &st.s_lo, fold_sum(sums) * FK_DOWN)
     if moments:
-        moment_lanes(x, count, patch, at, m, sums)
-        two_sum_add(&st.u, &st.u_lo, fold_sum(sums) * FK_DOWN)
+        two_sum_add(&st.u, &st.u_lo, fold_sum(moment) * FK_DOWN)
 
 
 cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scratch, State* st) noexcept nogil:
@@ -309,10 +339,8 @@ cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, S
     for j in range(LANES):
         top[j] = lowest(top[j]) if top[j] == -INFINITY else top[j]
         a.m[j] = top[j]
-        a.s_lo[j] = a.u[j] = a.u_lo[j] = 0
-    tied_sum_lanes(tile, classes, top, a.s, a.c)
-    if moments:
-        moment_lanes(tile, classes, tile, at, top, a.u)
+        a.s_lo[j] = a.u_lo[j] = 0
+    tied_sum_lanes(tile, classes, top, moments, a.s, a.u, a.c)
     for j in range(LANES):
         a.s[j] *= FK_DOWN
         a.u[j] *= FK_DOWN
