@@ -469,6 +469,16 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t count, const real* patch, co
         sums[j] = t[j]
 
 
+cdef void settle_nans(real* tile, Py_ssize_t classes, const real* k) noexcept nogil:
+    """Give the rows without a softmax, whose factor is NaN, one NaN; see put_rows."""
+    cdef Py_ssize_t c
+    cdef int j
+    for j in range(LANES):
+        if k[j] != k[j]:
+            for c in range(classes):
+                tile[c * LANES + j] = NAN
+
+
 cdef inline double softmax_factor(double m, double sum) noexcept nogil:
     """What turns 2^64 exp(x - m) into a probability, sum being 2^64 times that of exp(x - m)."""
     cdef double k = 1 / sum
@@ -494,6 +504,9 @@ cdef void softmax_row(const real* x, Py_ssize_t n, real* buffer, real* y) noexce
     k = <real>softmax_factor(top, fold_sum(sums))
     for i in range(n):
         y[i] = buffer[i] * k
+    if k != k:
+        for i in range(n):
+            y[i] = NAN     # one NaN, see put_rows
 
 
 cdef void softmax_across(real* tile, Py_ssize_t classes) noexcept nogil:
@@ -516,6 +529,7 @@ cdef void softmax_across(real* tile, Py_ssize_t classes) noexcept nogil:
         v = tile + c * LANES
         for j in range(LANES):
             v[j] *= k[j]
+    settle_nans(tile, classes, k)
 
 
 cdef inline void map_vector(const real* v, real m, real k, bint log, real* w) noexcept nogil:
@@ -534,6 +548,10 @@ cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real*
     cdef real w[LANES]
     cdef Py_ssize_t i = 0, whole = n - n % LANES
     cdef int j
+    if k != k:
+        for i in range(n):
+            y[i] = NAN     # one NaN, see put_rows
+        return
     while i < whole:
         map_vector(x + i, m, k, log, w)
         for j in range(LANES):
@@ -563,6 +581,7 @@ cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noex
         v = tile + c * LANES
         for j in range(LANES):
             v[j] = (v[j] - m[j]) - k[j]
+    settle_nans(tile, classes, k)
 
 
 cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, double* k) noexcept nogil:

@@ -202,12 +202,15 @@ cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start,
         i += ni
 
 
-cdef void put_rows(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t nr, const double* values,
+cdef void put_rows(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t nr, double* values,
                    real* like) noexcept nogil:
-    """Store one number per row, rounded to the result's type."""
+    """Store one number per row, rounded to the result's type. There is one NaN: the sign of what arithmetic leaves depends
+    on the order of operands, which is the compiler's to choose."""
     cdef Py_ssize_t i
     cdef real* target
     cdef double* sums
+    for i in range(nr):
+        values[i] = values[i] if values[i] == values[i] else NAN
     if plan.flat_out:
         sums = <double*>a.data + (row - plan.first_row)     # on their way to a sum: not rounded yet
         for i in range(nr):
