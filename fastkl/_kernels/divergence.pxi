@@ -229,8 +229,8 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
 cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                     const Py_ssize_t* at, double* sums, double* differences, double* differences_lo,
                     double* masses) noexcept nogil:
-    """The same sums, in double, by the terms that are right for every pair of numbers. Where all p are near the denormals
-    the terms are 2^100 times as large until they are added up."""
+    """The same sums, in double, by the terms that are right for every pair of numbers. Unless p is
+    huge the terms are 2^100 times as large until they are added up: their sum is rounded once, if it is denormal."""
     cdef double t[LANES]
     cdef double d[LANES]
     cdef double e[LANES]
@@ -245,7 +245,7 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
     for i in range(count):
         x = vector_at(p, i, p_patch, at)
         for j in range(LANES):
-            if not x[j] < 1e-280:
+            if not x[j] < 1e240:
                 up = down = 1
     for i in range(count):
         x = vector_at(p, i, p_patch, at)
