@@ -386,10 +386,12 @@ cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale
     cdef int i
     if op == KL_NORMALIZED:
         # KL(p/P || q/Q) = G/P - (t - log1p(t)), t = Q/P - 1
-        for j in range(rows):
-            p_sum = closed(a.v[j], a.v_lo[j])
-            t = -closed(a.u[j], a.u_lo[j]) / p_sum
-            out[j] = not_negative(closed(a.s[j], a.s_lo[j]) / p_sum - log1p_gap(t)) * scale
+        for g in range(0, rows, 8):
+            for i in range(8):
+                j = g + i
+                p_sum = closed(a.v[j], a.v_lo[j])
+                t = -closed(a.u[j], a.u_lo[j]) / p_sum
+                out[j] = not_negative(closed(a.s[j], a.s_lo[j]) / p_sum - log1p_gap(t)) * scale
         return
     for g in range(0, rows, 8):
         for i in range(8):
@@ -407,7 +409,7 @@ cdef inline bint needs_rescaling(const Sums* a, Py_ssize_t j) noexcept nogil:
         return False
     if not (1e-250 < p_sum < 1e250 and -0.5 < t < 1):
         return True
-    return g < INFINITY and log1p_gap(t) * p_sum * 8 > g
+    return g < INFINITY and t * t * p_sum * 8 > g     # t^2 exceeds t - log1p(t) there
 
 
 cdef inline double far_term(double p, double q, int q_shift, double r) noexcept nogil:
