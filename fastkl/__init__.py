@@ -21,7 +21,6 @@ room            what is in it
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from . import _kernels, _threads
@@ -41,10 +40,17 @@ __all__ = [
     "softmax_cross_entropy",
 ]
 
-try:
-    __version__ = version("fastkl")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "unknown"
+
+def __getattr__(name: str) -> Any:
+    """``__version__``, looked up when it is asked for: importlib.metadata takes longer to import than all of this."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("fastkl")
+        except PackageNotFoundError:  # a source tree that is not installed
+            return "unknown"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def build_info() -> dict[str, Any]:
@@ -63,7 +69,7 @@ def build_info() -> dict[str, Any]:
     ['compiler', 'openmp', 'threads', 'tier', 'tiers', 'version']
     """
     return {
-        "version": __version__,
+        "version": __getattr__("__version__"),
         "tier": _kernels.tier,
         "tiers": _kernels.supported(),
         "compiler": _kernels.cpu.compiler,
