@@ -371,6 +371,8 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts its background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as command:
         try:
             maps = Path(f"/proc/{command.pid}/maps")

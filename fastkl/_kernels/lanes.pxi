@@ -61,10 +61,11 @@ cdef extern from "memory.h" nogil:
 cdef extern from *:
     """
     #define loop __attribute__((noinline)) void /* a hot loop, found by its name in the disassembly by .ci/vectorised.py */
-    #define FK_DOWN 0x1p-64 /* undoes the factor of exp_up */
+    #define FK_UP 0x1p64    /* the factor of exp_up */
+    #define FK_DOWN 0x1p-64 /* undoes it */
     """
     ctypedef void loop
-    const double FK_DOWN
+    const double FK_UP, FK_DOWN
 
 ctypedef fused real:
     float

@@ -436,19 +436,22 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 # A softmax of at most BLOCK classes keeps its exponentials and scales them. Longer rows, and log_softmax, read the row a
 # second time: a second exp costs less than a buffer that leaves the cache.
 
-cdef loop exp_store_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
+cdef loop exp_store_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* maxima,
                           real* out, double* sums) noexcept nogil:
-    """out = 2^64 exp(x - reference), out may be x; and its sum per lane."""
+    """out = 2^64 exp(x - maximum), out may be x; and its sum per lane. The elements at the maximum are counted and added
+    last: small ones added to a 1 would all be rounded the same way."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real e[LANES]
+    cdef real hits[LANES]
     cdef double t[LANES]
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const real* v
     cdef real* w
     for j in range(LANES):
-        m[j] = reference[j]
+        m[j] = maxima[j]
+        hits[j] = 0
         t[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
@@ -459,14 +462,15 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t count, const real* patch, co
             w = out + i * LANES
             for j in range(LANES):
                 e[j] = exp_up(v[j] - m[j])
-                s[j] += e[j]
+                s[j] += 0 if v[j] == m[j] else e[j]
+                hits[j] += 1 if v[j] == m[j] else 0
             for j in range(LANES):
                 w[j] = e[j]
             i += 1
         for j in range(LANES):
             t[j] += s[j]
     for j in range(LANES):
-        sums[j] = t[j]
+        sums[j] = hits[j] * FK_UP + t[j]
 
 
 cdef void settle_nans(real* tile, Py_ssize_t classes, const real* k) noexcept nogil:
