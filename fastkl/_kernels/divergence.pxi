@@ -232,6 +232,7 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
     """The same sums, in double, by the terms that are right for every pair of numbers. Unless p is
     huge the terms are 2^100 times as large until they are added up: their sum is rounded once, if it is denormal."""
     cdef double t[LANES]
+    cdef double t_lo[LANES]
     cdef double d[LANES]
     cdef double e[LANES]
     cdef double w[LANES]
@@ -239,9 +240,9 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
     cdef int j
     cdef const real* x
     cdef const real* y
-    cdef double z, sum, z_part, up = 2.0 ** 100, down = 2.0 ** -100
+    cdef double term, z, sum, z_part, up = 2.0 ** 100, down = 2.0 ** -100
     for j in range(LANES):
-        t[j] = d[j] = e[j] = w[j] = 0
+        t[j] = t_lo[j] = d[j] = e[j] = w[j] = 0
     for i in range(count):
         x = vector_at(p, i, p_patch, at)
         for j in range(LANES):
@@ -251,15 +252,27 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
         x = vector_at(p, i, p_patch, at)
         if op == ENTROPY:
             for j in range(LANES):
-                t[j] -= xlogy_any_f64(x[j] * up, x[j])
+                term = -xlogy_any_f64(x[j] * up, x[j])
+                sum = t[j] + term
+                z_part = sum - t[j]
+                t_lo[j] += (t[j] - (sum - z_part)) + (term - z_part)
+                t[j] = sum
             continue
         y = vector_at(q, i, q_patch, at)
         if op == CROSS_ENTROPY:
             for j in range(LANES):
-                t[j] -= xlogy_any_f64(x[j] * up, y[j])
+                term = -xlogy_any_f64(x[j] * up, y[j])
+                sum = t[j] + term
+                z_part = sum - t[j]
+                t_lo[j] += (t[j] - (sum - z_part)) + (term - z_part)
+                t[j] = sum
             continue
         for j in range(LANES):
-            t[j] += kl_term_any_f64(x[j], y[j], 0)
+            term = kl_term_any_f64(x[j], y[j], 0)
+            sum = t[j] + term
+            z_part = sum - t[j]
+            t_lo[j] += (t[j] - (sum - z_part)) + (term - z_part)
+            t[j] = sum
         for j in range(LANES):
             w[j] += <double>x[j]
             z = <double>x[j] - <double>y[j]
@@ -267,6 +280,8 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
             z_part = sum - d[j]
             e[j] += (d[j] - (sum - z_part)) + (z - z_part)
             d[j] = sum
+    for j in range(LANES):
+        t[j] = closed(t[j], t_lo[j])
     if op == ENTROPY or op == CROSS_ENTROPY:
         for j in range(LANES):
             t[j] *= down

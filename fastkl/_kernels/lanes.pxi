@@ -1,7 +1,7 @@
 # The 64 lanes: what a sum, a maximum and a fold are, in an order that never changes.
 #
 # A block is read as vectors of 64 elements; lane j adds up elements j, j + 64, j + 128, ... RUN vectors are added in the
-# data's own type, then the lanes go over into doubles: eight additions are few enough that float32 loses less than an
+# data's own type, then the lanes go over into doubles: four additions are few enough that float32 loses less than an
 # eps even on constant rows, whose rounding errors all have one sign. Lanes are folded by a fixed tree, block totals are
 # added in order by two-sum. gcc vectorises the loops over lanes because no addition has to change places.
 
@@ -74,7 +74,7 @@ ctypedef fused real:
 cdef enum:
     LANES = 64
     HALF = 32
-    RUN = 8          # vectors added in the data's own type
+    RUN = 4          # vectors added in the data's own type
     BLOCK = 4096     # elements between two folds
     CHUNK = 131072   # elements of a row that one thread takes at a time; chunks are merged in order
     TILE = 64        # rows finished together
