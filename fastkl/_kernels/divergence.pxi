@@ -43,100 +43,64 @@ cdef inline real absent_q(int op, real like) noexcept nogil:
 
 cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                    const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
-                   int* odd, Py_ssize_t ahead) noexcept nogil:
+                   int* odd, const char* p_next, const char* q_next) noexcept nogil:
     """The KL terms; for KL and KL_NORMALIZED also the sum of p - q, for KL_NORMALIZED that of p. Where the data is float64
-    that difference is a two-sum: near-equal rows leave far less than its rounding.
-
-    Half of the lanes at a time go through a run of vectors, so that their sums stay in registers."""
-    cdef real s[HALF]
-    cdef double d[HALF]
-    cdef double e[HALF]
-    cdef double w[HALF]
-    cdef uint32_t outside32[HALF]
-    cdef uint64_t outside64[HALF]
+    that difference is a two-sum: near-equal rows leave far less than its rounding."""
+    cdef real s[LANES]
+    cdef double t[LANES]
+    cdef double d[LANES]
+    cdef double e[LANES]
+    cdef double w[LANES]
     cdef uint32_t odd32[LANES]
     cdef uint64_t odd64[LANES]
-    cdef double t_lanes[LANES]
-    cdef double d_lanes[LANES]
-    cdef double e_lanes[LANES]
-    cdef double w_lanes[LANES]
     cdef real low = smallest_q(<real>0), high = largest(<real>0)
-    cdef Py_ssize_t i, start = 0, stop
-    cdef int j, h
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
     cdef const real* x
     cdef const real* y
     cdef double z, sum, z_part
     for j in range(LANES):
-        t_lanes[j] = d_lanes[j] = e_lanes[j] = w_lanes[j] = 0
+        t[j] = d[j] = e[j] = w[j] = 0
         odd32[j] = odd64[j] = 0
-    while start < count:
-        stop = start + RUN if start + RUN < count else count
-        for h in range(0, LANES, 32):
-            for j in range(HALF):
-                s[j] = 0
-                outside32[j] = outside64[j] = 0
-            if op == GENERALIZED_KL:
-                for i in range(start, stop):
-                    x = vector_at(p, i, p_patch, at) + h
-                    y = vector_at(q, i, q_patch, at) + h
-                    if ahead != 0:
-                        fk_prefetch(<const char*>(p + i * LANES + h) + ahead, HALF * sizeof(real))
-                        fk_prefetch(<const char*>(q + i * LANES + h) + ahead, HALF * sizeof(real))
-                    for j in range(HALF):
-                        s[j] += kl_term(x[j], y[j])
-                        if real is float:
-                            outside32[j] |= fk_outside_f32(x[j], y[j], low, high)
-                        else:
-                            outside64[j] |= fk_outside_f64(x[j], y[j], low, high)
-            else:
-                for j in range(HALF):
-                    d[j] = d_lanes[h + j]
-                    e[j] = e_lanes[h + j]
-                for i in range(start, stop):
-                    x = vector_at(p, i, p_patch, at) + h
-                    y = vector_at(q, i, q_patch, at) + h
-                    if ahead != 0:
-                        fk_prefetch(<const char*>(p + i * LANES + h) + ahead, HALF * sizeof(real))
-                        fk_prefetch(<const char*>(q + i * LANES + h) + ahead, HALF * sizeof(real))
-                    for j in range(HALF):
-                        s[j] += kl_term(x[j], y[j])
-                        if real is float:
-                            outside32[j] |= fk_outside_f32(x[j], y[j], low, high)
-                        else:
-                            outside64[j] |= fk_outside_f64(x[j], y[j], low, high)
-                    if real is float:
-                        for j in range(HALF):
-                            d[j] += <double>(x[j] - y[j])
-                    else:
-                        for j in range(HALF):
-                            z = x[j] - y[j]
-                            sum = d[j] + z
-                            z_part = sum - d[j]
-                            e[j] += (d[j] - (sum - z_part)) + (z - z_part)
-                            d[j] = sum
-                for j in range(HALF):
-                    d_lanes[h + j] = d[j]
-                    e_lanes[h + j] = e[j]
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = 0
+        while i < stop:
+            x = vector_at(p, i, p_patch, at)
+            y = vector_at(q, i, q_patch, at)
+            if p_next != NULL:
+                fk_prefetch(p_next + i * LANES * sizeof(real), LANES * sizeof(real))
+            if q_next != NULL:
+                fk_prefetch(q_next + i * LANES * sizeof(real), LANES * sizeof(real))
+            for j in range(LANES):
+                s[j] += kl_term(x[j], y[j])
+                if real is float:
+                    odd32[j] |= fk_outside_f32(x[j], y[j], low, high)
+                else:
+                    odd64[j] |= fk_outside_f64(x[j], y[j], low, high)
+            if op != GENERALIZED_KL:
+                if real is float:
+                    for j in range(LANES):
+                        d[j] += <double>(x[j] - y[j])
+                else:
+                    for j in range(LANES):
+                        z = x[j] - y[j]
+                        sum = d[j] + z
+                        z_part = sum - d[j]
+                        e[j] += (d[j] - (sum - z_part)) + (z - z_part)
+                        d[j] = sum
             if op == KL_NORMALIZED:
-                for j in range(HALF):
-                    w[j] = w_lanes[h + j]
-                for i in range(start, stop):
-                    x = vector_at(p, i, p_patch, at) + h
-                    for j in range(HALF):
-                        w[j] += <double>x[j]
-                for j in range(HALF):
-                    w_lanes[h + j] = w[j]
-            for j in range(HALF):
-                t_lanes[h + j] += s[j]
-                odd32[h + j] |= outside32[j]
-                odd64[h + j] |= outside64[j]
-        start = stop
+                for j in range(LANES):
+                    w[j] += <double>x[j]
+            i += 1
+        for j in range(LANES):
+            t[j] += s[j]
     for j in range(LANES):
-        sums[j] = t_lanes[j]
-        differences[j] = d_lanes[j]
-        differences_lo[j] = e_lanes[j]
-        masses[j] = w_lanes[j]
-    for j in range(LANES):
+        sums[j] = t[j]
+        differences[j] = d[j]
+        differences_lo[j] = e[j]
+        masses[j] = w[j]
         if real is float:
             odd[j] = odd32[j] >> 31
         else:
@@ -144,7 +108,7 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
 
 
 cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, const Py_ssize_t* at, double* sums,
-                        int* odd, Py_ssize_t ahead) noexcept nogil:
+                        int* odd, const char* p_next) noexcept nogil:
     """-p log p."""
     cdef real s[LANES]
     cdef double t[LANES]
@@ -163,8 +127,8 @@ cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, cons
             s[j] = 0
         while i < stop:
             x = vector_at(p, i, patch, at)
-            if ahead != 0:
-                fk_prefetch(<const char*>(p + i * LANES) + ahead, LANES * sizeof(real))
+            if p_next != NULL:
+                fk_prefetch(p_next + i * LANES * sizeof(real), LANES * sizeof(real))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(x[j])
                 if real is float:
@@ -183,8 +147,8 @@ cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, cons
 
 
 cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
-                              const Py_ssize_t* at, double* sums, int* odd,
-                              Py_ssize_t ahead) noexcept nogil:
+                              const Py_ssize_t* at, double* sums, int* odd, const char* p_next,
+                              const char* q_next) noexcept nogil:
     """-p log q."""
     cdef real s[LANES]
     cdef double t[LANES]
@@ -205,9 +169,10 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
         while i < stop:
             x = vector_at(p, i, p_patch, at)
             y = vector_at(q, i, q_patch, at)
-            if ahead != 0:
-                fk_prefetch(<const char*>(p + i * LANES) + ahead, LANES * sizeof(real))
-                fk_prefetch(<const char*>(q + i * LANES) + ahead, LANES * sizeof(real))
+            if p_next != NULL:
+                fk_prefetch(p_next + i * LANES * sizeof(real), LANES * sizeof(real))
+            if q_next != NULL:
+                fk_prefetch(q_next + i * LANES * sizeof(real), LANES * sizeof(real))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(y[j])
                 # p >= 0 and low <= q <= high
@@ -294,23 +259,23 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
 
 cdef void fast_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                      const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
-                     int* odd, Py_ssize_t ahead) noexcept nogil:
-    """The operation's fast loop, while what lies `ahead` bytes further on is prefetched, if that is not 0. odd also marks lanes whose sum is not finite, or so small that its terms may have lost
-    digits to denormals."""
+                     int* odd, const char* p_next, const char* q_next) noexcept nogil:
+    """The operation's fast loop, while what will be read next, unless NULL, is prefetched. odd also marks lanes whose sum
+    is not finite, or so small that its terms may have lost digits to denormals."""
     cdef int j
     cdef double size, least = smallest_q(p[0])
     if op == ENTROPY:
-        entropy_lanes(p, count, p_patch, at, sums, odd, ahead)
+        entropy_lanes(p, count, p_patch, at, sums, odd, p_next)
     elif op == CROSS_ENTROPY:
-        cross_entropy_lanes(p, q, count, p_patch, q_patch, at, sums, odd, ahead)
+        cross_entropy_lanes(p, q, count, p_patch, q_patch, at, sums, odd, p_next, q_next)
     else:
-        kl_lanes(op, p, q, count, p_patch, q_patch, at, sums, differences, differences_lo, masses, odd, ahead)
+        kl_lanes(op, p, q, count, p_patch, q_patch, at, sums, differences, differences_lo, masses, odd, p_next, q_next)
     for j in range(LANES):
         size = sums[j] if sums[j] > 0 else -sums[j]
         odd[j] |= (size - size != 0) | ((size > 0) & (size < least))
 
 
-cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, Py_ssize_t ahead,
+cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, const char* p_next, const char* q_next,
                            State* st) noexcept nogil:
     """Add a block to a row's state: s the terms, u (KL, KL_NORMALIZED) the sum of p - q, v (KL_NORMALIZED) that of p."""
     cdef real p_patch[3 * LANES]
@@ -325,7 +290,7 @@ cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, P
     cdef int j, odd = 0
     if op != ENTROPY:
         start_patches(q, n, absent_q(op, p[0]), q_patch, at)
-    fast_lanes(op, p, q, count, p_patch, q_patch, at, t, d, e, w, odd_lanes, ahead)
+    fast_lanes(op, p, q, count, p_patch, q_patch, at, t, d, e, w, odd_lanes, p_next, q_next)
     for j in range(LANES):
         odd |= odd_lanes[j]
     if odd:
@@ -349,8 +314,9 @@ cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, P
 
 
 cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t classes, Py_ssize_t rows,
-                            Sums* a) noexcept nogil:
-    """A tile of short rows, one lane a row; a row outside the fast domain takes the other form without its neighbours."""
+                            const char* p_next, const char* q_next, Sums* a, Py_ssize_t first) noexcept nogil:
+    """Up to LANES short rows, one lane a row, rows first .. first + LANES of the sums; a row outside the fast domain takes
+    the other form without its neighbours."""
     cdef Py_ssize_t at[3]
     cdef double t[LANES]
     cdef double d[LANES]
@@ -360,18 +326,18 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     cdef int j, any_odd = 0
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
-        a.s_lo[j] = a.v_lo[j] = 0
-    fast_lanes(op, p, q, classes, p, q, at, a.s, a.u, a.u_lo, a.v, odd, 0)
+        a.s_lo[first + j] = a.v_lo[first + j] = 0
+    fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next, q_next)
     for j in range(rows):
         any_odd |= odd[j]
     if any_odd:
         any_lanes(op, p, q, classes, p, q, at, t, d, e, w)
         for j in range(LANES):
             if odd[j]:
-                a.s[j] = t[j]
-                a.u[j] = d[j]
-                a.u_lo[j] = e[j]
-                a.v[j] = w[j]
+                a.s[first + j] = t[j]
+                a.u[first + j] = d[j]
+                a.u_lo[first + j] = e[j]
+                a.v[first + j] = w[j]
 
 
 cdef void merge_divergence(State* st, const State* other) noexcept nogil:

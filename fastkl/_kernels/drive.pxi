@@ -8,54 +8,65 @@ cdef extern from "stdlib.h" nogil:
     int posix_memalign(void** pointer, size_t alignment, size_t size)
 
 
-# ---- short rows: 64 at a time, a lane a row ------------------------------------------------------------------------------
+# ---- short rows: LANES at a time, a lane a row ----------------------------------------------------------------------------
 
 cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+    """Up to TILE rows; for softmax and log_softmax up to LANES. What the next rows hold is prefetched inside the loops that
+    compute, and so are the lines that the result will fill: memory and arithmetic overlap."""
     cdef Sums a
-    cdef Py_ssize_t classes = plan.classes, j
+    cdef Py_ssize_t classes = plan.classes, first = 0, n, j
     cdef real* x = scratch
-    cdef real* q = scratch + classes * LANES
-    cdef real* rows_out = scratch + plan.operands * classes * LANES
+    cdef const char* next
+    cdef char* target = NULL
     cdef real absent = absent_element[real](plan, 0, NULL)
-    if rows < LANES:
-        for j in range(plan.operands * classes * LANES):
-            scratch[j] = absent
-    fetch[real](plan, &plan.operand[0], row, rows, 0, classes, x, 1, LANES, absent)
-    if plan.op >= ENTROPY:
-        if plan.operands > 1:
-            absent = absent_element[real](plan, 1, NULL)
-            if rows < LANES:
-                for j in range(classes * LANES):
-                    q[j] = absent
-            fetch[real](plan, &plan.operand[1], row, rows, 0, classes, q, 1, LANES, absent)
-        divergence_across[real](plan.op, x, q, classes, rows, &a)
+    while first < rows:
+        n = LANES if first + LANES < rows else rows - first
+        if n < LANES:
+            for j in range(classes * LANES):
+                x[j] = absent
+        fetch[real](plan, &plan.operand[0], row + first, n, 0, classes, x, 1, LANES, absent)
+        next = gapless(plan, &plan.operand[0], row + first + LANES, LANES, x)
+        if plan.op >= ENTROPY:
+            pairs_across[real](plan, row, first, n, next, &a, scratch)
+        elif plan.op == SOFTMAX:
+            target = gapless(plan, &plan.out, row, LANES, x)
+            softmax_across[real](x, classes, next, target)
+        else:
+            for j in range(first, first + n if plan.has_labels else first):
+                a.index[j] = read_label(plan, row + j)
+                a.label[j] = 0
+                if a.index[j] >= 0:
+                    a.label[j] = x[a.index[j] * LANES + j - first]
+                    x[a.index[j] * LANES + j - first] = -INFINITY
+            if plan.op == LOG_SOFTMAX:
+                target = gapless(plan, &plan.out, row, LANES, x)
+            logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, next, target, &a, first)
+            if plan.op == LOG_SOFTMAX:
+                log_softmax_across[real](x, classes, &a)
+        first += LANES
+    if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
         finish_rows[real](plan, row, rows, &a, scratch)
         return
-    if plan.op == SOFTMAX:
-        softmax_across[real](x, classes)
-    else:
-        for j in range(rows if plan.has_labels else 0):
-            a.index[j] = read_label(plan, row + j)
-            a.label[j] = 0
-            if a.index[j] >= 0:
-                a.label[j] = x[a.index[j] * LANES + j]
-                x[a.index[j] * LANES + j] = -INFINITY
-        logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, &a)
-        if plan.op != LOG_SOFTMAX:
-            finish_rows[real](plan, row, rows, &a, scratch)
-            return
-        log_softmax_across[real](x, classes, &a)
     if plan.has_mask:
         mask_out[real](plan, row, rows, 0, classes, x, 1, LANES, 0)
-    if plan.stream and plan.out.direct and plan.n_outer == 1 and plan.out.outer[0] == classes * <Py_ssize_t>sizeof(real):
-        if real is float:
-            fk_transpose_f32(rows_out, classes, x, LANES, classes, rows, 0)
-        else:
-            fk_transpose_f64(rows_out, classes, x, LANES, classes, rows, 0)
-        fk_stream(row_pointer(plan, &plan.out, row), <const char*>rows_out, rows * classes * sizeof(real))
-        fk_stream_end()
-    else:
-        put[real](plan, row, rows, 0, classes, x, 1, LANES)
+    put[real](plan, row, rows, 0, classes, x, 1, LANES)
+
+
+cdef void pairs_across(Plan* plan, Py_ssize_t row, Py_ssize_t first, Py_ssize_t rows, const char* p_next, Sums* a,
+                       real* scratch) noexcept nogil:
+    """The divergences of rows first .. first + rows of a tile, whose p has been fetched."""
+    cdef Py_ssize_t size = plan.classes * LANES, j
+    cdef real* q = scratch + size
+    cdef real absent
+    cdef const char* q_next = NULL
+    if plan.operands > 1:
+        absent = absent_element[real](plan, 1, NULL)
+        if rows < LANES:
+            for j in range(size):
+                q[j] = absent
+        fetch[real](plan, &plan.operand[1], row + first, rows, 0, plan.classes, q, 1, LANES, absent)
+        q_next = gapless(plan, &plan.operand[1], row + first + LANES, LANES, q)
+    divergence_across[real](plan.op, scratch, q, plan.classes, rows, p_next, q_next, a, first)
 
 
 cdef inline real absent_element(const Plan* plan, int operand, real* like) noexcept nogil:
@@ -108,6 +119,9 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
     cdef real* spare = scratch + (0 if direct else plan.operands * group * BLOCK)
     cdef Py_ssize_t ahead
+    cdef const char* p_next
+    cdef const char* q_next
+    cdef char* target
     while first < stop:
         n = BLOCK if first + BLOCK < stop else stop - first
         if not direct:
@@ -132,7 +146,9 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
             ahead = rows * plan.operand[0].outer[0]
         if plan.op >= ENTROPY:
             for i in range(rows):
-                divergence_block[real](plan.op, p[i], q[i], n, ahead, &states[i])
+                p_next = <const char*>p[i] + ahead if ahead != 0 else NULL
+                q_next = <const char*>q[i] + ahead if ahead != 0 else NULL
+                divergence_block[real](plan.op, p[i], q[i], n, p_next, q_next, &states[i])
         elif plan.op == WEIGHTED_LOGSUMEXP:
             for i in range(rows):
                 weighted_block[real](p[i], q[i], n, spare, &states[i])
@@ -144,8 +160,12 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
             for i in range(rows):
                 if skipped(plan, index[i]):
                     continue
-                logsumexp_block[real](p[i], n, hole_in(plan, index[i], first, n), plan.op == ENTROPY_OF_LOGITS, ahead,
-                                      &states[i])
+                p_next = <const char*>p[i] + ahead if ahead != 0 else NULL
+                target = NULL
+                if plan.op == LOG_SOFTMAX and plan.out.direct and not plan.stream:
+                    target = row_pointer(plan, &plan.out, row + i) + first * sizeof(real)
+                logsumexp_block[real](p[i], n, hole_in(plan, index[i], first, n), plan.op == ENTROPY_OF_LOGITS, p_next,
+                                      target, &states[i])
         first += n
 
 
@@ -186,7 +206,7 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     cdef State chunk[TILE]
     cdef Py_ssize_t i = 0, k, n, start, stop
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
-    if plan.op == SOFTMAX and plan.classes <= BLOCK:
+    if plan.op == SOFTMAX and plan.classes <= CHUNK:
         for i in range(rows):
             softmax_of_row[real](plan, row + i, scratch)
         return
@@ -225,24 +245,46 @@ cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
 
 
 cdef void softmax_of_row(Plan* plan, Py_ssize_t row, real* scratch) noexcept nogil:
-    """A row of at most BLOCK classes, from its array to its result; scratch: BLOCK elements, twice."""
-    cdef Py_ssize_t n = plan.classes
+    """A row of at most CHUNK classes, from its array to its result; scratch: BLOCK elements. Where the result is not
+    contiguous its blocks are computed twice, to the same bits, instead of being kept."""
+    cdef SoftmaxRow r
+    cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, step
+    cdef bint in_place = plan.out.direct
+    cdef real* out = <real*>row_pointer(plan, &plan.out, row)
+    cdef real* y
     cdef const real* x
-    cdef real* y = scratch
-    if is_direct(plan):
-        x = <const real*>row_pointer(plan, &plan.operand[0], row)
-        if plan.n_outer == 1 and row + 2 <= plan.last_row:
-            fk_prefetch(<const char*>x + plan.operand[0].outer[0], n * <Py_ssize_t>sizeof(real))
-        if plan.out.direct and not plan.stream:
-            y = <real*>row_pointer(plan, &plan.out, row)
-    else:
-        x = scratch + BLOCK
-        fetch[real](plan, &plan.operand[0], row, 1, 0, n, scratch + BLOCK, BLOCK, 1, <real>-INFINITY)
-    softmax_row[real](x, n, scratch, y)
-    if y == scratch:
-        put_row[real](plan, row, 0, n, scratch)
-    if plan.stream:
-        fk_stream_end()
+    cdef const char* next
+    cdef char* target
+    for step in range(1 if in_place else 2):
+        for b in range(last + 1):
+            size = BLOCK if b < last else n - last * BLOCK
+            y = out + b * BLOCK if in_place else scratch
+            # the next block, or the next row's first
+            next = target = NULL
+            if b < last or (plan.n_outer == 1 and row + 1 < plan.last_row):
+                if is_direct(plan):
+                    next = row_pointer(plan, &plan.operand[0], row) + b * BLOCK * sizeof(real)
+                    next += BLOCK * sizeof(real) if b < last else plan.operand[0].outer[0] - b * BLOCK * sizeof(real)
+                if in_place:
+                    target = <char*>y + (BLOCK * <Py_ssize_t>sizeof(real) if b < last
+                                         else plan.out.outer[0] - b * BLOCK * <Py_ssize_t>sizeof(real))
+            if is_direct(plan):
+                x = <const real*>row_pointer(plan, &plan.operand[0], row) + b * BLOCK
+            else:
+                fetch[real](plan, &plan.operand[0], row, 1, b * BLOCK, size, scratch, BLOCK, 1, <real>-INFINITY)
+                x = scratch
+            if step == 0:
+                softmax_block[real](x, size, b, &r, y, next, target)
+            else:
+                softmax_again[real](x, size, b, &r, y)
+                softmax_scale[real](y, size, &r, b, last)
+                put_row[real](plan, row, b * BLOCK, size, y)
+    for b in range(last + 1 if in_place else 0):
+        size = BLOCK if b < last else n - last * BLOCK
+        y = out + b * BLOCK
+        softmax_scale[real](y, size, &r, b, last)
+        if plan.has_mask:
+            mask_out[real](plan, row, 1, b * BLOCK, size, y, BLOCK, 1, 0)
 
 
 cdef void put_row(Plan* plan, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n, real* y) noexcept nogil:
@@ -377,11 +419,11 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     if rows <= 0 or (maps and plan.classes == 0):
         return 0
     chunks = (plan.classes + CHUNK - 1) // CHUNK
-    if plan.op == SOFTMAX and not across:
-        plan.stream = False     # measured: exp takes longer than the line that a plain store reads first
+    if plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT:
+        plan.stream = False
     if across:
-        size = TILE
-        stride = (plan.operands + maps) * plan.classes * LANES
+        size = LANES if maps else TILE
+        stride = plan.operands * plan.classes * LANES
     else:
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
         size = 1 if size < 1 else (TILE if size > TILE else size)

@@ -1,9 +1,10 @@
-# The 64 lanes: what a sum, a maximum and a fold are, in an order that never changes.
+# The 32 lanes: what a sum, a maximum and a fold are, in an order that never changes.
 #
-# A block is read as vectors of 64 elements; lane j adds up elements j, j + 64, j + 128, ... RUN vectors are added in the
-# data's own type, then the lanes go over into doubles: four additions are few enough that float32 loses less than an
-# eps even on constant rows, whose rounding errors all have one sign. Lanes are folded by a fixed tree, block totals are
-# added in order by two-sum. gcc vectorises the loops over lanes because no addition has to change places.
+# A block is read as vectors of 32 elements; lane j adds up elements j, j + 32, j + 64, ... RUN vectors are added in the
+# data's own type, then the lanes go over into doubles: so few additions lose less than an eps in float32 even on constant
+# rows, whose rounding errors all have one sign. Lanes are folded by a fixed tree, block totals are added in order by
+# two-sum. gcc vectorises the loops over lanes because no addition has to change places. With 32 lanes the sums of a loop
+# stay in registers, in double too; 64 spill.
 
 cimport cython
 from libc.math cimport INFINITY, NAN
@@ -44,14 +45,15 @@ cdef extern from "memory.h" nogil:
     void fk_store_tile_f64(char* dst, Py_ssize_t sr, Py_ssize_t sc, const double* src, Py_ssize_t dr, Py_ssize_t dc,
                            Py_ssize_t nr, Py_ssize_t nc)
     void fk_transpose_f32(float* dst, Py_ssize_t dstride, const float* src, Py_ssize_t sstride, Py_ssize_t ni,
-                          Py_ssize_t nj, Py_ssize_t ahead)
+                          Py_ssize_t nj)
     void fk_transpose_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
-                          Py_ssize_t nj, Py_ssize_t ahead)
+                          Py_ssize_t nj)
     uint32_t fk_outside_f32(float p, float q, float low, float high)
     uint64_t fk_outside_f64(double p, double q, double low, double high)
     void fk_stream(char* dst, const char* src, size_t n)
     void fk_stream_end()
     void fk_prefetch(const void* start, Py_ssize_t nbytes)
+    void fk_prefetch_write(void* start, Py_ssize_t nbytes)
     unsigned int fk_default_mode()
     void fk_restore_mode(unsigned int found)
     uint64_t fk_label(const char* p, int storage, int swap)
@@ -72,11 +74,12 @@ ctypedef fused real:
     double
 
 cdef enum:
-    LANES = 64
-    HALF = 32
+    LANES = 32
     RUN = 4          # vectors added in the data's own type
     BLOCK = 4096     # elements between two folds
-    CHUNK = 131072   # elements of a row that one thread takes at a time; chunks are merged in order
+    BLOCKS = 32      # in a chunk
+    KEPT = 1048576
+    CHUNK = 131072   # = BLOCKS * BLOCK: elements of a row that one thread takes at a time; chunks are merged in order
     TILE = 64        # rows finished together
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
     MAXDIM = 64      # NumPy's own limit
@@ -111,11 +114,14 @@ cdef inline real lowest(real like) noexcept nogil:
         return -1.7976931348623157e308
 
 
+cdef inline real larger(real a, real b) noexcept nogil:
+    """The maximum of two numbers; b where one is NaN."""
+    return a if a > b else b
+
+
 cdef inline double fold_sum(double* t) noexcept nogil:
-    """Add 64 lanes by a tree of fixed shape; t is overwritten."""
+    """Add the lanes by a tree of fixed shape; t is overwritten."""
     cdef int j
-    for j in range(32):
-        t[j] += t[j + 32]
     for j in range(16):
         t[j] += t[j + 16]
     for j in range(8):
@@ -126,12 +132,10 @@ cdef inline double fold_sum(double* t) noexcept nogil:
 
 
 cdef inline real fold_max(const real* lanes) noexcept nogil:
-    cdef real t[32]
+    cdef real t[16]
     cdef int j
-    for j in range(32):
-        t[j] = lanes[j] if lanes[j] > lanes[j + 32] else lanes[j + 32]
     for j in range(16):
-        t[j] = t[j] if t[j] > t[j + 16] else t[j + 16]
+        t[j] = lanes[j] if lanes[j] > lanes[j + 16] else lanes[j + 16]
     for j in range(8):
         t[j] = t[j] if t[j] > t[j + 8] else t[j + 8]
     for j in range(4):
@@ -162,8 +166,8 @@ cdef inline double closed(double hi, double lo) noexcept nogil:
 
 
 cdef inline void fold_two_sum(double* hi, double* lo) noexcept nogil:
-    """Fold 64 pairs hi + lo into hi[0] + lo[0] by the same tree."""
-    cdef int j, w = 32
+    """Fold the lanes' pairs hi + lo into hi[0] + lo[0] by the same tree."""
+    cdef int j, w = LANES // 2
     cdef double s, b
     while w > 0:
         for j in range(w):
@@ -175,7 +179,7 @@ cdef inline void fold_two_sum(double* hi, double* lo) noexcept nogil:
 
 
 # ---- vectors of a row -------------------------------------------------------------------------------------------------
-# Vector i of a block is its elements 64*i to 64*i + 63. A few vectors are not what lies in memory: the last one, where
+# Vector i of a block is its elements 32*i to 32*i + 31. A few vectors are not what lies in memory: the last one, where
 # the row ends inside it, and those that hold an element to be left out (the label's, the maximum's). They are copied
 # to `patch` and changed there; at[k] is the number of the vector that slot k stands for, or -1.
 

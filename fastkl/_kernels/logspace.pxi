@@ -23,34 +23,49 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
 
 
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
-                        double* sums, real* tops, Py_ssize_t ahead) noexcept nogil:
-    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop; what lies `ahead` bytes further on
-    is prefetched."""
+                        double* sums, real* tops, const char* next, char* target) noexcept nogil:
+    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop. RUN vectors at a time: their
+    exponentials do not wait for one another. What will be read `next` and the lines of `target`, unless NULL, are
+    prefetched meanwhile."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
-    cdef Py_ssize_t i = 0, stop
+    cdef Py_ssize_t i = 0
     cdef int j
-    cdef const real* v
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
     for j in range(LANES):
         m[j] = reference[j]
         top[j] = -INFINITY
         t[j] = 0
-    while i < count:
-        stop = i + RUN if i + RUN < count else count
+    while i + RUN <= count:
+        v0 = vector_at(x, i, patch, at)
+        v1 = vector_at(x, i + 1, patch, at)
+        v2 = vector_at(x, i + 2, patch, at)
+        v3 = vector_at(x, i + 3, patch, at)
+        if next != NULL:
+            fk_prefetch(next + i * LANES * sizeof(real), RUN * LANES * sizeof(real))
+        if target != NULL:
+            fk_prefetch_write(target + i * LANES * sizeof(real), RUN * LANES * sizeof(real))
         for j in range(LANES):
-            s[j] = 0
-        while i < stop:
-            v = vector_at(x, i, patch, at)
-            if ahead != 0:
-                fk_prefetch(<const char*>(x + i * LANES) + ahead, LANES * sizeof(real))
-            for j in range(LANES):
-                s[j] += exp_up(v[j] - m[j])
-                top[j] = v[j] if v[j] > top[j] else top[j]
-            i += 1
+            s[j] = (exp_up(v0[j] - m[j]) + exp_up(v1[j] - m[j])) + (exp_up(v2[j] - m[j]) + exp_up(v3[j] - m[j]))
+            top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
         for j in range(LANES):
             t[j] += s[j]
+        i += RUN
+    while i < count:
+        v0 = vector_at(x, i, patch, at)
+        if next != NULL:
+            fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
+        for j in range(LANES):
+            s[j] = exp_up(v0[j] - m[j])
+            top[j] = larger(v0[j], top[j])
+        for j in range(LANES):
+            t[j] += s[j]
+        i += 1
     for j in range(LANES):
         sums[j] = t[j]
         tops[j] = top[j]
@@ -58,7 +73,7 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
 
 cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
                            const real* reference, double* sums, double* moments, real* tops,
-                           Py_ssize_t ahead) noexcept nogil:
+                           const char* next) noexcept nogil:
     """exp_sum_lanes, and per lane 2^64 times the sum of (reference - x) exp(x - reference) as well."""
     cdef real m[LANES]
     cdef real s[LANES]
@@ -80,8 +95,8 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, c
             s[j] = u[j] = 0
         while i < stop:
             v = vector_at(x, i, patch, at)
-            if ahead != 0:
-                fk_prefetch(<const char*>(x + i * LANES) + ahead, LANES * sizeof(real))
+            if next != NULL:
+                fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
             for j in range(LANES):
                 d = m[j] - v[j]
                 e = exp_up(-d)
@@ -100,43 +115,52 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, c
         tops[j] = top[j]
 
 
-cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bint moments, double* sums,
-                         double* moment, double* ties) noexcept nogil:
+cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bint moments, double* sums, double* moment,
+                         double* ties, const char* next, char* target) noexcept nogil:
     """Per lane, where the maximum is known: 2^64 times the sum of exp(x - maximum) over the elements below it, the number
-    of those that equal it, and if asked 2^64 times the sum of (maximum - x) exp(x - maximum)."""
+    of those that equal it, and if asked 2^64 times the sum of (maximum - x) exp(x - maximum). What will be read `next`
+    and the lines of `target`, unless NULL, are prefetched meanwhile."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real u[LANES]
-    cdef real hits[LANES]
     cdef double t[LANES]
     cdef double w[LANES]
+    cdef uint32_t hits32[LANES]
+    cdef uint64_t hits64[LANES]
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const real* v
     cdef real d, e
     for j in range(LANES):
         m[j] = maxima[j]
-        hits[j] = 0
         t[j] = w[j] = 0
+        hits32[j] = hits64[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
             s[j] = u[j] = 0
         while i < stop:
             v = x + i * LANES
+            if next != NULL:
+                fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
+            if target != NULL:
+                fk_prefetch_write(target + i * LANES * sizeof(real), LANES * sizeof(real))
             if moments:
                 for j in range(LANES):
                     d = m[j] - v[j]
                     e = exp_up(-d)
                     s[j] += 0 if v[j] == m[j] else e
-                    hits[j] += 1 if v[j] == m[j] else 0
                     d = 1000 if d > 1000 else d
                     u[j] += d * e
             else:
                 for j in range(LANES):
                     e = exp_up(v[j] - m[j])
                     s[j] += 0 if v[j] == m[j] else e
-                    hits[j] += 1 if v[j] == m[j] else 0
+            for j in range(LANES):
+                if real is float:
+                    hits32[j] += v[j] == m[j]
+                else:
+                    hits64[j] += v[j] == m[j]
             i += 1
         for j in range(LANES):
             t[j] += s[j]
@@ -144,7 +168,7 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
     for j in range(LANES):
         sums[j] = t[j]
         moment[j] = w[j]
-        ties[j] = hits[j]
+        ties[j] = <double>hits32[j] if real is float else <double>hits64[j]
 
 
 cdef loop weighted_lanes(const real* x, const real* b, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
@@ -240,7 +264,7 @@ cdef void open_row(const real* x, Py_ssize_t n, Py_ssize_t hole, State* st) noex
     set_reference(x, count, patch, at, tops, fold_max(tops), st)
 
 
-cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, Py_ssize_t ahead,
+cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* next, char* target,
                           State* st) noexcept nogil:
     """Add a block to the state of a row that has been opened."""
     cdef real patch[3 * LANES]
@@ -268,9 +292,9 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
         for j in range(LANES):
             m[j] = <real>st.m
         if moments:
-            exp_moment_lanes(x, count, patch, at, m, sums, moment, tops, ahead)
+            exp_moment_lanes(x, count, patch, at, m, sums, moment, tops, next)
         else:
-            exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
+            exp_sum_lanes(x, count, patch, at, m, sums, tops, next, target)
         above = 0
         for j in range(LANES):
             above |= tops[j] > limit
@@ -329,8 +353,10 @@ cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scrat
     two_sum_add(&st.s, &st.s_lo, fold_sum(sums) * FK_DOWN)
 
 
-cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, Sums* a) noexcept nogil:
-    """A tile of short rows, one lane a row: tile[c*LANES + j] is class c of row j; c counts the elements at the maximum."""
+cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, const char* next, char* target, Sums* a,
+                           Py_ssize_t first) noexcept nogil:
+    """LANES short rows, one lane a row, rows first .. first + LANES of the sums: tile[c*LANES + j] is class c of the j-th;
+    c counts the elements at the maximum."""
     cdef real top[LANES]
     cdef Py_ssize_t at[3]
     cdef int j
@@ -338,12 +364,12 @@ cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, S
     max_lanes(tile, classes, tile, at, top)
     for j in range(LANES):
         top[j] = lowest(top[j]) if top[j] == -INFINITY else top[j]
-        a.m[j] = top[j]
-        a.s_lo[j] = a.u_lo[j] = 0
-    tied_sum_lanes(tile, classes, top, moments, a.s, a.u, a.c)
+        a.m[first + j] = top[j]
+        a.s_lo[first + j] = a.u_lo[first + j] = 0
+    tied_sum_lanes(tile, classes, top, moments, a.s + first, a.u + first, a.c + first, next, target)
     for j in range(LANES):
-        a.s[j] *= FK_DOWN
-        a.u[j] *= FK_DOWN
+        a.s[first + j] *= FK_DOWN
+        a.u[first + j] *= FK_DOWN
 
 
 cdef void merge_logsumexp(State* st, State* other) noexcept nogil:
@@ -433,44 +459,70 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 
 
 # ---- softmax and log_softmax ----------------------------------------------------------------------------------------------
-# A softmax of at most BLOCK classes keeps its exponentials and scales them. Longer rows, and log_softmax, read the row a
-# second time: a second exp costs less than a buffer that leaves the cache.
+# A softmax of at most CHUNK classes keeps its exponentials in the output and scales them there, each block by a factor of
+# its own. Longer rows, whose output would have left the cache, and log_softmax read the row a second time.
 
-cdef loop exp_store_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* maxima,
-                          real* out, double* sums) noexcept nogil:
-    """out = 2^64 exp(x - maximum), out may be x; and its sum per lane. The elements at the maximum are counted and added
-    last: small ones added to a 1 would all be rounded the same way."""
+cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real* out, double* sums, const char* next,
+                          char* target) noexcept nogil:
+    """out = 2^64 exp(x - maximum) of n elements, out may be x; and its sum per lane, by pairs: small ones added to a 1 one
+    after another would all be rounded the same way. What will be read `next` and the lines of `target`, unless NULL, are
+    prefetched."""
     cdef real m[LANES]
-    cdef real s[LANES]
-    cdef real e[LANES]
-    cdef real hits[LANES]
+    cdef real a[LANES]
+    cdef real b[LANES]
+    cdef real e0[LANES]
+    cdef real e1[LANES]
+    cdef real e2[LANES]
+    cdef real e3[LANES]
     cdef double t[LANES]
-    cdef Py_ssize_t i = 0, stop
+    cdef Py_ssize_t i = 0, rest
     cdef int j
     cdef const real* v
     cdef real* w
     for j in range(LANES):
         m[j] = maxima[j]
-        hits[j] = 0
         t[j] = 0
-    while i < count:
-        stop = i + RUN if i + RUN < count else count
+    while i + RUN * LANES <= n:
+        v = x + i
+        w = out + i
+        if next != NULL:
+            fk_prefetch(next + i * sizeof(real), RUN * LANES * sizeof(real))
+        if target != NULL:
+            fk_prefetch_write(target + i * sizeof(real), RUN * LANES * sizeof(real))
         for j in range(LANES):
-            s[j] = 0
-        while i < stop:
-            v = vector_at(x, i, patch, at)
-            w = out + i * LANES
-            for j in range(LANES):
-                e[j] = exp_up(v[j] - m[j])
-                s[j] += 0 if v[j] == m[j] else e[j]
-                hits[j] += 1 if v[j] == m[j] else 0
-            for j in range(LANES):
-                w[j] = e[j]
-            i += 1
+            e0[j] = exp_up(v[j] - m[j])
+            e1[j] = exp_up(v[LANES + j] - m[j])
+            e2[j] = exp_up(v[2 * LANES + j] - m[j])
+            e3[j] = exp_up(v[3 * LANES + j] - m[j])
+            a[j] = e0[j] + e1[j]
+            b[j] = e2[j] + e3[j]
         for j in range(LANES):
-            t[j] += s[j]
+            w[j] = e0[j]
+            w[LANES + j] = e1[j]
+            w[2 * LANES + j] = e2[j]
+            w[3 * LANES + j] = e3[j]
+        for j in range(LANES):
+            t[j] += <double>a[j] + <double>b[j]
+        i += RUN * LANES
+    if next != NULL and i < n:
+        fk_prefetch(next + i * sizeof(real), (n - i) * sizeof(real))
+    if target != NULL and i < n:
+        fk_prefetch_write(target + i * sizeof(real), (n - i) * sizeof(real))
+    while i < n:
+        v = x + i
+        w = out + i
+        rest = n - i
+        for j in range(LANES):
+            a[j] = v[j] if j < rest else <real>-INFINITY
+        for j in range(LANES):
+            e0[j] = exp_up(a[j] - m[j])
+        for j in range(LANES):
+            t[j] += e0[j]
+        for j in range(LANES if LANES < rest else rest):
+            w[j] = e0[j]
+        i += LANES
     for j in range(LANES):
-        sums[j] = hits[j] * FK_UP + t[j]
+        sums[j] = t[j]
 
 
 cdef void settle_nans(real* tile, Py_ssize_t classes, const real* k) noexcept nogil:
@@ -490,30 +542,63 @@ cdef inline double softmax_factor(double m, double sum) noexcept nogil:
     return NAN if sum == 0 else k
 
 
-cdef void softmax_row(const real* x, Py_ssize_t n, real* buffer, real* y) noexcept nogil:
-    """Softmax of a row of at most BLOCK classes; y may be x or the buffer of BLOCK elements."""
+# A row's softmax while it is made: m[b], the reference of its b-th block, and s, the sum so far relative to 2^64 exp(m of
+# the last block).
+cdef struct SoftmaxRow:
+    double m[BLOCKS]
+    double s
+
+
+cdef void softmax_again(const real* x, Py_ssize_t n, Py_ssize_t b, const SoftmaxRow* row, real* y) noexcept nogil:
+    """y = 2^64 exp(x - m[b]), the same bits as softmax_block's."""
+    cdef real m[LANES]
+    cdef double sums[LANES]
+    cdef int j
+    for j in range(LANES):
+        m[j] = <real>row.m[b]
+    exp_store_lanes(x, n, m, y, sums, NULL, NULL)
+
+
+cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* row, real* y, const char* next,
+                        char* target) noexcept nogil:
+    """y = 2^64 exp(x - m[b]), b being the block's number; y may be x."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real m[LANES]
     cdef double sums[LANES]
-    cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at), i
+    cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at)
     cdef int j
-    cdef real top, k
+    cdef real top
     max_lanes(x, count, patch, at, m)
     top = fold_max(m)
-    top = lowest(top) if top == -INFINITY else top
+    if b == 0:
+        row.m[0] = lowest(top) if top == -INFINITY else top
+        row.s = 0
+    elif top > row.m[b - 1] + 1:
+        row.m[b] = top
+        row.s *= exp_up_f64(row.m[b - 1] - top) * FK_DOWN
+    else:
+        row.m[b] = row.m[b - 1]
     for j in range(LANES):
-        m[j] = top
-    exp_store_lanes(x, count, patch, at, m, buffer, sums)
-    k = <real>softmax_factor(top, fold_sum(sums))
+        m[j] = <real>row.m[b]
+    exp_store_lanes(x, n, m, y, sums, next, target)
+    row.s += fold_sum(sums)
+
+
+cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t b, Py_ssize_t last) noexcept nogil:
+    """Turn a block's exponentials into probabilities, last being the number of the row's last block. 2^-64 is no part of
+    the factor, which might be denormal with it."""
+    cdef Py_ssize_t i
+    cdef real k = <real>(softmax_factor(row.m[last], row.s * FK_DOWN) * (exp_up_f64(row.m[b] - row.m[last]) * FK_DOWN))
+    cdef real down = FK_DOWN
     for i in range(n):
-        y[i] = buffer[i] * k
+        y[i] = y[i] * k * down
     if k != k:
         for i in range(n):
             y[i] = NAN     # one NaN, see put_rows
 
 
-cdef void softmax_across(real* tile, Py_ssize_t classes) noexcept nogil:
+cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char* target) noexcept nogil:
     """A tile of short rows, in place."""
     cdef real m[LANES]
     cdef real k[LANES]
@@ -526,7 +611,7 @@ cdef void softmax_across(real* tile, Py_ssize_t classes) noexcept nogil:
     max_lanes(tile, classes, tile, at, m)
     for j in range(LANES):
         m[j] = lowest(m[j]) if m[j] == -INFINITY else m[j]
-    exp_store_lanes(tile, classes, tile, at, m, tile, sums)
+    exp_store_lanes(tile, classes * LANES, m, tile, sums, next, target)
     for j in range(LANES):
         k[j] = <real>softmax_factor(m[j], sums[j])
     for c in range(classes):

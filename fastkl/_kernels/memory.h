@@ -184,24 +184,19 @@ FK_INLINE void fk_square_f64(double *dst, ptrdiff_t dstride, const double *src, 
 }
 
 /* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
-   overlaps its neighbour and writes the same numbers again. What lies `ahead` elements further on is prefetched, where
-   that is not 0: the hardware does not see through this order. */
+   overlaps its neighbour and writes the same numbers again. */
 #define FK_DEFINE_TRANSPOSE(NAME, REAL, SIDE, SQUARE)                                                \
     static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni, \
-                     ptrdiff_t nj, ptrdiff_t ahead) {                                                \
-        ptrdiff_t i, j, k;                                                                           \
+                     ptrdiff_t nj) {                                                                 \
+        ptrdiff_t i, j;                                                                              \
         if (ni < SIDE || nj < SIDE) {                                                                \
             for (j = 0; j < nj; j++)                                                                 \
                 for (i = 0; i < ni; i++) dst[j * dstride + i] = src[i * sstride + j];                \
-            for (i = 0; ahead && i < ni; i++) FK_PREFETCH_L2(src + ahead + i * sstride);             \
             return;                                                                                  \
         }                                                                                            \
         for (i = 0; i < ni; i = i + 2 * SIDE <= ni || i + SIDE == ni ? i + SIDE : ni - SIDE)         \
-            for (j = 0; j < nj; j = j + 2 * SIDE <= nj || j + SIDE == nj ? j + SIDE : nj - SIDE) {   \
-                if (ahead)                                                                           \
-                    for (k = i; k < i + SIDE; k++) FK_PREFETCH_L2(src + ahead + k * sstride + j);    \
+            for (j = 0; j < nj; j = j + 2 * SIDE <= nj || j + SIDE == nj ? j + SIDE : nj - SIDE)     \
                 SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);              \
-            }                                                                                        \
     }
 
 FK_DEFINE_TRANSPOSE(fk_transpose_f32, float, 8, fk_square_f32)
@@ -261,6 +256,12 @@ FK_INLINE void fk_stream_end(void) {
 FK_INLINE void fk_prefetch(const void *start, ptrdiff_t bytes) {
     const char *p = (const char *)start, *end = p + bytes;
     for (; p < end; p += 64) FK_PREFETCH_L2(p);
+}
+
+/* The same for lines that are about to be stored to. */
+FK_INLINE void fk_prefetch_write(void *start, ptrdiff_t bytes) {
+    char *p = (char *)start, *end = p + bytes;
+    for (; p < end; p += 64) __builtin_prefetch(p, 1, 2);
 }
 
 /* ---- the process's floating-point state --------------------------------------------------------------------------

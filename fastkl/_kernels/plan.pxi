@@ -108,6 +108,14 @@ cdef inline char* row_pointer(const Plan* plan, const Operand* a, Py_ssize_t row
     return a.data + offset_of(plan.n_outer, plan.outer_shape, a.outer, row)
 
 
+cdef inline char* gapless(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t rows, real* like) noexcept nogil:
+    """Where so many rows from `row` on lie, if the array has them and they follow on one another without gaps; else NULL."""
+    if (a.direct and plan.n_outer == 1 and a.outer[0] == plan.classes * <Py_ssize_t>sizeof(real)
+            and row + rows <= plan.last_row):
+        return a.data + row * a.outer[0]
+    return NULL
+
+
 cdef inline Py_ssize_t run_length(int ndim, const Py_ssize_t* shape, Py_ssize_t index, Py_ssize_t most) noexcept nogil:
     """How many elements from `index` on have one common stride: those to the end of the last axis."""
     cdef Py_ssize_t left
@@ -127,8 +135,6 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
     cdef Py_ssize_t i = 0, j, ni, nj, k
     cdef char* source
     cdef Py_ssize_t sr = last_stride(plan.n_outer, a.outer), sc = last_stride(plan.n_inner, a.inner)
-    # the next tile's rows, where they follow on these
-    cdef Py_ssize_t ahead = nr * sr if plan.n_outer == 1 and row + 2 * nr <= plan.last_row else 0
     while i < nr:
         ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)
         j = 0
@@ -138,12 +144,12 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
                       + offset_of(plan.n_inner, plan.inner_shape, a.inner, start + j))
             if real is float:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f32(dst + i + j * dc, dc, <const float*>source, sr // 4, ni, nj, ahead // 4)
+                    fk_transpose_f32(dst + i + j * dc, dc, <const float*>source, sr // 4, ni, nj)
                 else:
                     fk_load_tile_f32(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
             else:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f64(dst + i + j * dc, dc, <const double*>source, sr // 8, ni, nj, ahead // 8)
+                    fk_transpose_f64(dst + i + j * dc, dc, <const double*>source, sr // 8, ni, nj)
                 else:
                     fk_load_tile_f64(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
             j += nj
@@ -190,12 +196,12 @@ cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start,
                       + offset_of(plan.n_inner, plan.inner_shape, a.inner, start + j))
             if real is float:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f32(<float*>target, sr // 4, src + i + j * dc, dc, nj, ni, 0)
+                    fk_transpose_f32(<float*>target, sr // 4, src + i + j * dc, dc, nj, ni)
                 else:
                     fk_store_tile_f32(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             else:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f64(<double*>target, sr // 8, src + i + j * dc, dc, nj, ni, 0)
+                    fk_transpose_f64(<double*>target, sr // 8, src + i + j * dc, dc, nj, ni)
                 else:
                     fk_store_tile_f64(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             j += nj
