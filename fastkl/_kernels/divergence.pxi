@@ -58,7 +58,6 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
     cdef int j
     cdef const real* x
     cdef const real* y
-    cdef double z, sum, z_part
     for j in range(LANES):
         t[j] = d[j] = e[j] = w[j] = 0
         odd32[j] = odd64[j] = 0
@@ -85,11 +84,7 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
                         d[j] += <double>(x[j] - y[j])
                 else:
                     for j in range(LANES):
-                        z = x[j] - y[j]
-                        sum = d[j] + z
-                        z_part = sum - d[j]
-                        e[j] += (d[j] - (sum - z_part)) + (z - z_part)
-                        d[j] = sum
+                        two_sum_add(&d[j], &e[j], x[j] - y[j])
             if op == KL_NORMALIZED:
                 for j in range(LANES):
                     w[j] += <double>x[j]
@@ -194,8 +189,8 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
 cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                     const Py_ssize_t* at, double* sums, double* differences, double* differences_lo,
                     double* masses) noexcept nogil:
-    """The same sums, in double, by the terms that are right for every pair of numbers. Unless p is
-    huge the terms are 2^100 times as large until they are added up: their sum is rounded once, if it is denormal."""
+    """The same sums, in double, by the terms that are right for every pair of numbers. Unless p is huge the terms are 2^100
+    times as large until they are added up: their sum is rounded once, if it is denormal."""
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double d[LANES]
@@ -205,7 +200,7 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
     cdef int j
     cdef const real* x
     cdef const real* y
-    cdef double term, z, sum, z_part, up = 2.0 ** 100, down = 2.0 ** -100
+    cdef double up = 2.0 ** 100, down = 2.0 ** -100
     for j in range(LANES):
         t[j] = t_lo[j] = d[j] = e[j] = w[j] = 0
     for i in range(count):
@@ -217,34 +212,18 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
         x = vector_at(p, i, p_patch, at)
         if op == ENTROPY:
             for j in range(LANES):
-                term = -xlogy_any_f64(x[j] * up, x[j])
-                sum = t[j] + term
-                z_part = sum - t[j]
-                t_lo[j] += (t[j] - (sum - z_part)) + (term - z_part)
-                t[j] = sum
+                two_sum_add(&t[j], &t_lo[j], -xlogy_any_f64(x[j] * up, x[j]))
             continue
         y = vector_at(q, i, q_patch, at)
         if op == CROSS_ENTROPY:
             for j in range(LANES):
-                term = -xlogy_any_f64(x[j] * up, y[j])
-                sum = t[j] + term
-                z_part = sum - t[j]
-                t_lo[j] += (t[j] - (sum - z_part)) + (term - z_part)
-                t[j] = sum
+                two_sum_add(&t[j], &t_lo[j], -xlogy_any_f64(x[j] * up, y[j]))
             continue
         for j in range(LANES):
-            term = kl_term_any_f64(x[j], y[j], 0)
-            sum = t[j] + term
-            z_part = sum - t[j]
-            t_lo[j] += (t[j] - (sum - z_part)) + (term - z_part)
-            t[j] = sum
+            two_sum_add(&t[j], &t_lo[j], kl_term_any_f64(x[j], y[j], 0))
         for j in range(LANES):
             w[j] += <double>x[j]
-            z = <double>x[j] - <double>y[j]
-            sum = d[j] + z
-            z_part = sum - d[j]
-            e[j] += (d[j] - (sum - z_part)) + (z - z_part)
-            d[j] = sum
+            two_sum_add(&d[j], &e[j], <double>x[j] - <double>y[j])
     for j in range(LANES):
         t[j] = closed(t[j], t_lo[j])
     if op == ENTROPY or op == CROSS_ENTROPY:

@@ -235,7 +235,7 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
 cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* scratch) noexcept nogil:
     """From sums to results: numbers per row, or the second pass over the rows."""
     cdef double k[TILE]
-    cdef Py_ssize_t i, start, n
+    cdef Py_ssize_t i
     if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
         finish_rows[real](plan, row, rows, a, scratch)
         return
@@ -329,7 +329,7 @@ cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
     cdef double extra[TILE]
     cdef Py_ssize_t j, kept = 0
     if plan.op == LOGSUMEXP:
-        finish_logsumexp(a, rows, plan.scale, result, extra)
+        finish_logsumexp(a, rows, result)
     elif plan.op == WEIGHTED_LOGSUMEXP:
         finish_weighted(a, rows, plan.has_sign, result, extra)
     elif plan.op == SOFTMAX_CROSS_ENTROPY:
@@ -419,6 +419,8 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     if rows <= 0 or (maps and plan.classes == 0):
         return 0
     chunks = (plan.classes + CHUNK - 1) // CHUNK
+    # A row that is still in the second-level cache when its results are stored had their lines prefetched meanwhile, which
+    # costs less than streaming them.
     if plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT:
         plan.stream = False
     if across:

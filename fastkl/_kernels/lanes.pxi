@@ -78,8 +78,8 @@ cdef enum:
     RUN = 4          # vectors added in the data's own type
     BLOCK = 4096     # elements between two folds
     BLOCKS = 32      # in a chunk
-    KEPT = 1048576
     CHUNK = 131072   # = BLOCKS * BLOCK: elements of a row that one thread takes at a time; chunks are merged in order
+    KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
     MAXDIM = 64      # NumPy's own limit

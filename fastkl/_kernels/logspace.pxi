@@ -393,9 +393,9 @@ cdef inline double excess(const Sums* a, Py_ssize_t j) noexcept nogil:
     return ((a.c[j] - 1) + a.s[j]) + a.s_lo[j]
 
 
-cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, double scale, double* out, double* log_part) noexcept nogil:
-    """out = m + log(c + s), log_part = log(c + s). The log comes as k ln 2 + rest: m + k ln 2 is added exactly first, so
-    that nothing is lost where m is near -log(c + s)."""
+cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, double* out) noexcept nogil:
+    """m + log(c + s). The log comes as k ln 2 + rest: m + k ln 2 is added exactly first, so that nothing is lost where m is
+    near -log(c + s)."""
     cdef double hi, lo, sum, b, tail
     cdef Py_ssize_t g, j
     cdef int i
@@ -408,7 +408,6 @@ cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, double scale, double*
             tail = (a.m[j] - (sum - b)) + (hi - b)
             tail = tail if tail == tail else 0       # m infinite
             out[j] = sum + (tail + lo)
-            log_part[j] = hi + lo
 
 
 cdef void finish_weighted(const Sums* a, Py_ssize_t rows, bint signed, double* out, double* sign) noexcept nogil:
