@@ -16,8 +16,7 @@ from pathlib import Path
 
 from ._kernels import cpu
 
-# Below so many bytes read (0.1 ms of work) a call stays on its own thread, and nothing is asked of the system.
-# FK_LARGE in _kernels/threads.h is the same number.
+# Below so many bytes read (0.1 ms of work) a call stays on its own thread: FK_LARGE in _kernels/threads.h.
 PARALLEL_BYTES = 1 << 20
 
 # More threads than this help no call; libgomp would end the process if it could not make them.
@@ -91,7 +90,7 @@ def get_num_threads() -> int:
 def threads_for(n_threads: int | None, nbytes: int) -> int:
     """The most threads for a call that reads so many bytes; asked anew at every call."""
     if n_threads is None:
-        return 1 if nbytes < PARALLEL_BYTES else get_num_threads()
+        return get_num_threads() if nbytes >= PARALLEL_BYTES and cpu.may_pay(nbytes) else 1
     return min(_positive(n_threads, "n_threads"), _MOST) if cpu.openmp else 1
 
 

@@ -42,6 +42,7 @@ cdef extern from "threads.h" nogil:
     int fk_in_forked_child
     int fk_threads_in_use
     void fk_watch_forks()
+    int fk_may_pay(double bytes)
     int fk_kind(int op, int is_double, Py_ssize_t classes)
     int fk_enter(int kind, int most, int asked, double bytes)
     void fk_leave(int kind, int granted, double bytes)
@@ -60,6 +61,11 @@ def max_threads():
 def in_forked_child():
     """Whether this process was forked off after fastkl was imported: it then has no team of threads."""
     return bool(fk_in_forked_child)
+
+
+def may_pay(double nbytes):
+    """Whether a call of this thread that reads so many bytes might be granted more than one thread."""
+    return bool(fk_may_pay(nbytes))
 
 
 def threads_in_use():

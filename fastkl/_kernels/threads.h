@@ -12,8 +12,8 @@
 #include <pthread.h>
 #endif
 
-/* A call that reads less is done before a second thread has got hold of its share. Python asks for more than one thread
-   only above it (fastkl._threads.PARALLEL_BYTES); as large are the calls that count as a stream. */
+/* A call that reads less is done before a second thread has got hold of its share. As large are the calls that count as a
+   stream. */
 #define FK_LARGE (1 << 20)
 /* libgomp's workers spin for some milliseconds after a region, then sleep. A large call that begins within FK_GAP of the
    last one's end finds them awake, if that one was parallel. */
@@ -70,6 +70,12 @@ static int fk_max_threads(void) { return 1; }
 static int fk_processors(void) { return 1; }
 static void fk_watch_forks(void) {}
 #endif
+
+/* Whether a call might be granted more than one thread: asking the system how many there are takes 25 us where its code has
+   left the cache. No byte takes a nanosecond. */
+static int fk_may_pay(double bytes) {
+    return bytes >= FK_LONG || (bytes >= FK_LARGE && fk_clock(CLOCK_MONOTONIC) - fk_ended <= FK_GAP);
+}
 
 static int fk_pays(int kind, double bytes) {
     double rate;
