@@ -302,6 +302,26 @@ def test_a_long_call_goes_parallel_by_itself(rng: np.random.Generator) -> None:
     assert seen[-1] == 1
 
 
+@openmp
+def test_threads_that_lose_are_left_alone() -> None:
+    """On one core a second thread costs ten times what it gains: a stream gives it up. Processor time, spinning too."""
+    program = """
+import time
+import numpy as np
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+fk.set_num_threads(2)
+x = np.random.default_rng(1).normal(size=(1024, 512))
+def spent(n_threads):
+    start = time.process_time()
+    for _ in range(500):
+        fk.logsumexp(x, n_threads=n_threads)
+    return time.process_time() - start
+serial = spent(1)
+print(spent(None) < 2 * serial)
+"""
+    assert printed(program) == "True"
+
+
 # Many callers -----------------------------------------------------------------------------------------------------
 
 
