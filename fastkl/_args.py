@@ -182,8 +182,8 @@ def as_labels(labels: ArrayLike, shape: tuple[int, ...]) -> Array:
         array: Array = labels
     else:
         array = _as_ndarray(labels, "labels", "mark the absent rows by ignore_index=")
-    if array.size == 0 and not isinstance(labels, np.ndarray):
-        array = array.astype(np.intp)    # an empty list has no integers to tell its type by
+        if array.size == 0 and not isinstance(labels, np.ndarray):
+            array = array.astype(np.intp)    # an empty list has no integers to tell its type by
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels has dtype {array.dtype}; taken are integers")
     if array.shape != shape:

@@ -83,13 +83,21 @@ def per_element(
     op: int, x: Array, axis: int | Sequence[int] | None, where: Any, out: Array | None, n_threads: int | None
 ) -> Any:
     """Run an operation that gives one number per element."""
+    dtype, nbytes = x.dtype, 2 * x.nbytes
+    if (
+        (dtype is FLOAT64 or dtype is FLOAT32) and type(axis) is int and axis == -1 and x.ndim
+        and where is None and out is None
+    ):  # fmt: skip
+        result = np.empty(x.shape, dtype)    # nothing to find below, as in per_row
+        _kernels.active.run(
+            op, dtype is FLOAT64, (x,), None, None, result, None, 1, 1.0, None, nbytes > 2 * LAST_LEVEL_CACHE, 0, -1,
+            False, threads_for(n_threads, nbytes), n_threads is not None, nbytes,
+        )  # fmt: skip
+        return result
     dtype = _args.result_dtype(x)
     axes = _args.reduced_axes(axis, x.ndim)
-    mask = None if where is None else _args.mask_for(where, x.shape)
-    if out is None:
-        result = np.empty(x.shape, dtype)
-    else:
-        result = _args.output_for(out, x.shape, dtype, (x, mask), in_place=True)
+    mask = _args.mask_for(where, x.shape)
+    result = _args.output_for(out, x.shape, dtype, (x, mask), in_place=True)
     nbytes = 2 * result.nbytes
     threads = threads_for(n_threads, nbytes)
     stream = result.nbytes > LAST_LEVEL_CACHE and out is not x
