@@ -12,7 +12,6 @@ import operator
 import os
 import re
 import time
-from pathlib import Path
 
 from ._kernels import cpu
 
@@ -129,7 +128,7 @@ def _quota_now() -> int:
     return quota
 
 
-def cpu_quota(root: Path = Path("/")) -> int:
+def cpu_quota(root: str = "/") -> int:
     """The CPUs that this process's cgroups grant it, rounded up, at least 1; _MOST where none of them has a quota.
 
     A quota counts for everything below its cgroup, so the least of all levels is taken: ``cpu.max`` (version 2) or
@@ -137,7 +136,7 @@ def cpu_quota(root: Path = Path("/")) -> int:
     """
     quota = float(_MOST)
     try:
-        member = (root / "proc/self/cgroup").read_text().splitlines()
+        member = _read(root, "proc/self/cgroup").splitlines()
         for version, top, mount in _cgroup_mounts(root):
             for line in member:
                 number, controllers, path = line.split(":", 2)
@@ -148,37 +147,42 @@ def cpu_quota(root: Path = Path("/")) -> int:
     return max(1, math.ceil(quota))
 
 
+def _read(*path: str) -> str:
+    with open(os.path.join(*path)) as file:
+        return file.read()
+
+
 @functools.cache
-def _cgroup_mounts(root: Path) -> list[tuple[int, str, Path]]:
+def _cgroup_mounts(root: str) -> list[tuple[int, str, str]]:
     """Where the cgroup file systems with a CPU controller are: version, the cgroup at the top, where it is mounted."""
     mounts = []
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+    for line in _read(root, "proc/self/mountinfo").splitlines():
         place, _, source = line.partition(" - ")
         kind, _, options = source.partition(" ")
         version = {"cgroup2": 2, "cgroup": 1}.get(kind)
         if version == 2 or (version == 1 and "cpu" in options.split()[-1].split(",")):
             # A blank in a path is written \040.
             top, mount = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), part) for part in place.split()[3:5])
-            mounts.append((version, top, root / mount.lstrip("/")))
+            mounts.append((version, top, os.path.join(root, mount.lstrip("/"))))
     return mounts
 
 
-def _levels(mount: Path, top: str, path: str) -> list[Path]:
+def _levels(mount: str, top: str, path: str) -> list[str]:
     """The directories of a cgroup and of those above it, as far as they can be seen."""
     below = os.path.relpath(path, top)
     if below == "." or below.startswith(".."):
         return [mount]  # a container sees its own cgroup where it is mounted
-    level = mount / below
-    return [level, *list(level.parents)[: len(Path(below).parts)]]
+    names = below.split("/")
+    return [os.path.join(mount, *names[:depth]) for depth in range(len(names) + 1)]
 
 
-def _limit_of(level: Path, version: int) -> float:
+def _limit_of(level: str, version: int) -> float:
     """The CPUs that one cgroup grants."""
     try:
         if version == 2:
-            quota, period = (level / "cpu.max").read_text().split()
+            quota, period = _read(level, "cpu.max").split()
         else:
-            quota, period = ((level / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            quota, period = (_read(level, f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
     except OSError:
         return math.inf  # the top has no such file
     return math.inf if quota in ("max", "-1") else int(quota) / int(period)

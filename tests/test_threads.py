@@ -71,8 +71,9 @@ def test_the_gil_is_released(rng: np.random.Generator) -> None:
     assert counted > 1000
 
 
-def os_threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+def os_threads() -> set[str]:
+    """The numbers of this process's threads. Those of a team whose Python thread has ended go only a little later."""
+    return set(os.listdir("/proc/self/task"))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list its threads")
@@ -93,8 +94,8 @@ def test_small_calls_stay_on_their_thread(rng: np.random.Generator) -> None:
     caller.start()
     caller.join()
     before, after_small, after_parallel = seen
-    assert after_small == before
-    assert after_parallel == before + 3
+    assert not after_small - before
+    assert len(after_parallel - before) == 3
 
 
 def test_threadpoolctl_limits_are_asked_at_every_call() -> None:
