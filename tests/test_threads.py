@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import mmap
@@ -15,7 +16,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import oracle
@@ -257,14 +257,21 @@ def keep_busy():
         fk.logsumexp(x, n_threads=3)
 beside = threading.Thread(target=keep_busy)
 beside.start()
-with multiprocessing.get_context("fork").Pool(3) as pool:
-    print(all(pool.map_async(call, [None, 1, 2, 4] * 6).get(timeout=30)))
-done.set()
-beside.join()
+try:
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        print(all(pool.map_async(call, [None, 1, 2, 4] * 6).get(timeout=20)))
+finally:
+    done.set()
 """
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "True\n", done.stderr
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as pool:
+        try:
+            printed, _ = pool.communicate(timeout=30)
+        finally:
+            # A pool whose workers hang does not end by itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pool.pid, signal.SIGKILL)
+    assert printed == "True\n"
 
 
 # Flush-to-zero ----------------------------------------------------------------------------------------------------
@@ -290,7 +297,7 @@ class ControlWord:
     def set(self, value: int) -> None:
         self.load(ctypes.byref(ctypes.c_uint32(value)))
 
-    @contextmanager
+    @contextlib.contextmanager
     def flushing(self) -> Iterator[None]:
         before = self.get()
         self.set(before | FLUSH)
