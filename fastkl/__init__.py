@@ -14,7 +14,7 @@ room            what is in it
 ``batch``       the command ``fastkl score``
 ``_args``       the gate: arrays, axes, masks, outputs and labels are checked here and nowhere below
 ``_call``       from the gate to a kernel and back
-``_threads``    how many threads a call gets
+``_threads``    set_num_threads, get_num_threads: how many threads a call may have
 ``_kernels``    everything compiled, once per instruction set
 ==============  =====================================================================================
 """
@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _kernels, _threads
+from . import _kernels
+from ._threads import get_num_threads, set_num_threads
 from .information import cross_entropy, entropy, generalized_kl, kl_divergence
 from .labels import softmax_cross_entropy
 from .logspace import log_softmax, logsumexp, softmax
@@ -33,9 +34,11 @@ __all__ = [
     "cross_entropy",
     "entropy",
     "generalized_kl",
+    "get_num_threads",
     "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "set_num_threads",
     "softmax",
     "softmax_cross_entropy",
 ]
@@ -74,5 +77,5 @@ def build_info() -> dict[str, Any]:
         "tiers": _kernels.supported(),
         "compiler": _kernels.cpu.compiler,
         "openmp": _kernels.cpu.openmp,
-        "threads": _threads.available(),
+        "threads": get_num_threads(),
     }

@@ -66,6 +66,8 @@ def result_dtype(*arrays: Array) -> np.dtype[Any]:
 
 def reduced_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """The reduced axes, ascending and non-negative. A 0-d array counts as a row of one."""
+    if type(axis) is int and axis == -1 and ndim:
+        return (ndim - 1,)
     if axis is None:
         return tuple(range(ndim))
     axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
@@ -176,9 +178,12 @@ def log_scale(base: float | None) -> float:
 
 def as_labels(labels: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Integer class numbers, one per row."""
-    array = _as_ndarray(labels, "labels", "mark the absent rows by ignore_index=")
-    if array.size == 0 and not isinstance(labels, np.ndarray):
-        array = array.astype(np.intp)    # an empty list has no integers to tell its type by
+    if type(labels) is np.ndarray:
+        array: Array = labels
+    else:
+        array = _as_ndarray(labels, "labels", "mark the absent rows by ignore_index=")
+        if array.size == 0 and not isinstance(labels, np.ndarray):
+            array = array.astype(np.intp)    # an empty list has no integers to tell its type by
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels has dtype {array.dtype}; taken are integers")
     if array.shape != shape:

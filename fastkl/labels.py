@@ -90,20 +90,23 @@ def softmax_cross_entropy(
     >>> float(fk.softmax_cross_entropy(logits, [0, -100], ignore_index=-100, reduction="mean").round(4))
     0.1269
     """
-    reduction = _args.choice(reduction, "reduction", ("none", "mean", "sum"))
+    if reduction != "none":
+        reduction = _args.choice(reduction, "reduction", ("none", "mean", "sum"))
     x = _args.as_array(logits, "logits")
     dtype = _args.result_dtype(x)
-    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
+    if type(axis) is not int and (isinstance(axis, bool) or not hasattr(axis, "__index__")):
         raise TypeError(f"axis takes an int here, not {axis!r}")
     axes = _args.reduced_axes(axis, x.ndim)
-    rows_shape = tuple([n for i, n in enumerate(x.shape) if i not in axes])
-    classes = x.shape[axes[0]] if axes else 1
+    whole = x.shape
+    rows_shape = whole[:-1] if axis == -1 else tuple([n for i, n in enumerate(whole) if i not in axes])
+    classes = whole[axes[0]] if axes else 1
     classes_of = _args.as_labels(labels, rows_shape)
-    ignored = _args.ignored_label(ignore_index, classes_of)
-    mask = _args.mask_for(where, x.shape)
-    operands = (_args.axes_last(x, axes),)
+    ignored = None if ignore_index is None else _args.ignored_label(ignore_index, classes_of)
+    mask = None if where is None else _args.mask_for(where, whole)
+    operands = (x if axis == -1 else _args.axes_last(x, axes),)
     mask_last = None if mask is None else _args.axes_last(mask, axes)
-    threads = threads_for(n_threads, x.nbytes)
+    nbytes, asked = x.nbytes, n_threads is not None
+    threads = threads_for(n_threads, nbytes)
     run = _kernels.active.run
     if reduction != "none":
         if out is not None:
@@ -115,7 +118,7 @@ def softmax_cross_entropy(
             slab = losses[: last - first]
             bad, bits, kept_here = run(
                 _kernels.SOFTMAX_CROSS_ENTROPY, dtype is FLOAT64, operands, mask_last, classes_of, slab, None,
-                len(axes), 1.0, ignored, False, first, last, True, threads,
+                len(axes), 1.0, ignored, False, first, last, True, threads, asked, nbytes,
             )  # fmt: skip
             if bad >= 0:
                 _args.raise_bad_label(bad, bits, classes_of, classes)
@@ -128,15 +131,18 @@ def softmax_cross_entropy(
             total = total / kept if kept else float(empty_mean)
         result = np.asarray(total, dtype)
         return result.reshape((1,) * x.ndim) if keepdims else result[()]
-    shape = tuple([1 if i in axes else n for i, n in enumerate(x.shape)]) if keepdims else rows_shape
-    losses = _args.output_for(out, shape, dtype, (x, mask, classes_of), in_place=False)
-    if out is not None:
+    shape = tuple([1 if i in axes else n for i, n in enumerate(whole)]) if keepdims else rows_shape
+    if out is None:
+        losses = np.empty(shape, dtype)
+    else:
+        losses = _args.output_for(out, shape, dtype, (x, mask, classes_of), in_place=False)
         bad, bits = _kernels.active.check_labels(classes_of, classes, ignored)
         if bad >= 0:
             _args.raise_bad_label(bad, bits, classes_of, classes)
     bad, bits, _ = run(
         _kernels.SOFTMAX_CROSS_ENTROPY, dtype is FLOAT64, operands, mask_last, classes_of,
-        _args.without(losses, axes if keepdims else ()), None, len(axes), 1.0, ignored, False, 0, -1, False, threads,
+        _args.without(losses, axes) if keepdims else losses, None, len(axes), 1.0, ignored, False, 0, -1, False,
+        threads, asked, nbytes,
     )  # fmt: skip
     if bad >= 0:
         _args.raise_bad_label(bad, bits, classes_of, classes)

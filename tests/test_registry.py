@@ -16,7 +16,7 @@ operations = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operati
 FUNCTIONS = sorted({operation.function for operation in OPERATIONS})
 
 #: Public, but not an operation on arrays.
-OTHER_NAMES = {"build_info"}
+OTHER_NAMES = {"build_info", "get_num_threads", "set_num_threads"}
 
 
 def test_every_public_function_is_registered() -> None:

@@ -4,12 +4,9 @@
 cdef extern from *:
     """
     #if defined(_OPENMP)
-    #include <omp.h>
     #define FK_OPENMP 1
-    static int fk_max_threads(void) { return omp_get_max_threads(); }
     #else
     #define FK_OPENMP 0
-    static int fk_max_threads(void) { return 1; }
     #endif
 
     #if defined(__x86_64__) && defined(__GNUC__)
@@ -37,9 +34,18 @@ cdef extern from *:
     """
     const char* FK_COMPILER
     bint FK_OPENMP
-    int fk_max_threads() nogil
     bint fk_has_avx2()
     bint fk_has_avx512()
+
+cdef extern from "threads.h" nogil:
+    int fk_max_threads()
+    int fk_in_forked_child
+    int fk_threads_in_use
+    void fk_watch_forks()
+    int fk_may_pay(double bytes)
+    int fk_kind(int op, int is_double, Py_ssize_t classes)
+    int fk_enter(int kind, int most, int asked, double bytes)
+    void fk_leave(int kind, int granted, double bytes)
 
 compiler = FK_COMPILER.decode()
 openmp = bool(FK_OPENMP)
@@ -50,3 +56,34 @@ avx512 = bool(fk_has_avx512())
 def max_threads():
     """OpenMP's limit for this thread, which OMP_NUM_THREADS and threadpoolctl set; 1 without OpenMP."""
     return fk_max_threads()
+
+
+def in_forked_child():
+    """Whether this process was forked off after fastkl was imported: it then has no team of threads."""
+    return bool(fk_in_forked_child)
+
+
+def may_pay(double nbytes):
+    """Whether a call of this thread that reads so many bytes might be granted more than one thread."""
+    return bool(fk_may_pay(nbytes))
+
+
+def threads_in_use():
+    """How many threads the calls under way were granted, in the whole process."""
+    return fk_threads_in_use
+
+
+cdef int kind_of(int op, bint is_double, Py_ssize_t classes) noexcept nogil:
+    return fk_kind(op, is_double, classes)
+
+
+cdef int enter(int kind, int most, bint asked, double nbytes) noexcept nogil:
+    return fk_enter(kind, most, asked, nbytes)
+
+
+cdef void leave(int kind, int granted, double nbytes) noexcept nogil:
+    fk_leave(kind, granted, nbytes)
+
+
+# Not os.register_at_fork: a fork by a C library counts as well.
+fk_watch_forks()

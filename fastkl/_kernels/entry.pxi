@@ -1,6 +1,7 @@
 # What Python calls: the arrays of a call become a Plan.
 
 cimport numpy as cnp
+from . cimport cpu
 
 cnp.import_array()
 
@@ -63,17 +64,18 @@ cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t i
 
 
 def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, int n_inner, double scale, ignored,
-        bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads):
+        bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads, bint asked, double nbytes):
     """Run one operation over rows first_row .. last_row (to the end if -1).
 
     The operands and the mask have one shape, with the n_inner reduced axes last; labels, a result per row and the sign
-    have the others; a result per element has all. The gate has checked every type. Returns the first row whose label is
-    out of range (or -1), that label as 64 bits, and the number of rows whose label is not ignored.
+    have the others; a result per element has all. The gate has checked every type. The call may have so many threads, by
+    its caller's word (asked) or where that pays for the bytes it reads. Returns the first row whose label is out of range
+    (or -1), that label as 64 bits, and the number of rows whose label is not ignored.
     """
     cdef Plan plan
     cdef Py_ssize_t* outer[6]
     cdef Py_ssize_t* inner[6]
-    cdef int d, k, n_outer, outers = 0, inners = 0, failed
+    cdef int d, k, n_outer, outers = 0, inners = 0, failed, kind
     cdef cnp.ndarray first = operands[0]
     cdef bint maps = op == SOFTMAX or op == LOG_SOFTMAX
     cdef int storage = FK_F64 if double_precision else FK_F32
@@ -135,10 +137,13 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     plan.first_row = first_row
     plan.last_row = plan.rows if last_row < 0 else last_row
     with nogil:
+        kind = cpu.kind_of(op, double_precision, plan.classes)
+        threads = cpu.enter(kind, threads, asked, nbytes)
         if double_precision:
             failed = execute[double](&plan, threads, NULL)
         else:
             failed = execute[float](&plan, threads, NULL)
+        cpu.leave(kind, threads, nbytes)
     if failed:
         raise MemoryError("fastkl: no memory for the threads' scratch buffers")
     return plan.bad_row, plan.bad_label, plan.kept
