@@ -9,6 +9,7 @@ room            what is in it
 ``logspace``    logsumexp, softmax, log_softmax
 ``information`` entropy, cross_entropy, kl_divergence, generalized_kl
 ``labels``      softmax_cross_entropy
+``rows``        score: many statistics of a row from one read
 ``reference``   every function again in plain NumPy float64: the contract
 ``registry``    a row per operation: form, accuracy budget, bytes moved
 ``batch``       the command ``fastkl score``
@@ -28,8 +29,10 @@ from ._threads import get_num_threads, set_num_threads
 from .information import cross_entropy, entropy, generalized_kl, kl_divergence
 from .labels import softmax_cross_entropy
 from .logspace import log_softmax, logsumexp, softmax
+from .rows import Scores, score
 
 __all__ = [
+    "Scores",
     "build_info",
     "cross_entropy",
     "entropy",
@@ -38,6 +41,7 @@ __all__ = [
     "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "score",
     "set_num_threads",
     "softmax",
     "softmax_cross_entropy",
