@@ -77,6 +77,7 @@ cdef enum:
     LANES = 32
     RUN = 4          # vectors added in the data's own type
     BLOCK = 4096     # elements between two folds
+    VECTORS = 128    # in a block
     BLOCKS = 32      # in a chunk
     CHUNK = 131072   # = BLOCKS * BLOCK: elements of a row that one thread takes at a time; chunks are merged in order
     KEPT = 1048576   # bytes of a row that the second-level cache keeps

@@ -71,44 +71,65 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
         tops[j] = top[j]
 
 
+cdef inline real fall(real m, real x) noexcept nogil:
+    """m - x, but at most 1000: exp_up(x - m) is 0 long before, and inf * 0 would be NaN."""
+    cdef real d = m - x
+    return 1000 if d > 1000 else d
+
+
 cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
                            const real* reference, double* sums, double* moments, real* tops,
                            const char* next) noexcept nogil:
-    """exp_sum_lanes, and per lane 2^64 times the sum of (reference - x) exp(x - reference) as well."""
+    """exp_sum_lanes, the sums to the same bits, and per lane 2^64 times the sum of (reference - x) exp(x - reference)."""
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real u[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
     cdef double w[LANES]
-    cdef Py_ssize_t i = 0, stop
+    cdef Py_ssize_t i = 0
     cdef int j
-    cdef const real* v
-    cdef real d, e
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
+    cdef real e0, e1, e2, e3
     for j in range(LANES):
         m[j] = reference[j]
         top[j] = -INFINITY
         t[j] = w[j] = 0
-    while i < count:
-        stop = i + RUN if i + RUN < count else count
+    while i + RUN <= count:
+        v0 = vector_at(x, i, patch, at)
+        v1 = vector_at(x, i + 1, patch, at)
+        v2 = vector_at(x, i + 2, patch, at)
+        v3 = vector_at(x, i + 3, patch, at)
+        if next != NULL:
+            fk_prefetch(next + i * LANES * sizeof(real), RUN * LANES * sizeof(real))
         for j in range(LANES):
-            s[j] = u[j] = 0
-        while i < stop:
-            v = vector_at(x, i, patch, at)
-            if next != NULL:
-                fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
-            for j in range(LANES):
-                d = m[j] - v[j]
-                e = exp_up(-d)
-                s[j] += e
-                # exp_up is 0 long before 1000; inf * 0 would be NaN
-                d = 1000 if d > 1000 else d
-                u[j] += d * e
-                top[j] = v[j] if v[j] > top[j] else top[j]
-            i += 1
+            e0 = exp_up(v0[j] - m[j])
+            e1 = exp_up(v1[j] - m[j])
+            e2 = exp_up(v2[j] - m[j])
+            e3 = exp_up(v3[j] - m[j])
+            s[j] = (e0 + e1) + (e2 + e3)
+            u[j] = ((fall(m[j], v0[j]) * e0 + fall(m[j], v1[j]) * e1)
+                    + (fall(m[j], v2[j]) * e2 + fall(m[j], v3[j]) * e3))
+            top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
         for j in range(LANES):
             t[j] += s[j]
             w[j] += u[j]
+        i += RUN
+    while i < count:
+        v0 = vector_at(x, i, patch, at)
+        if next != NULL:
+            fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
+        for j in range(LANES):
+            s[j] = exp_up(v0[j] - m[j])
+            u[j] = fall(m[j], v0[j]) * s[j]
+            top[j] = larger(v0[j], top[j])
+        for j in range(LANES):
+            t[j] += s[j]
+            w[j] += u[j]
+        i += 1
     for j in range(LANES):
         sums[j] = t[j]
         moments[j] = w[j]
@@ -130,7 +151,7 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const real* v
-    cdef real d, e
+    cdef real e
     for j in range(LANES):
         m[j] = maxima[j]
         t[j] = w[j] = 0
@@ -147,11 +168,9 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
                 fk_prefetch_write(target + i * LANES * sizeof(real), LANES * sizeof(real))
             if moments:
                 for j in range(LANES):
-                    d = m[j] - v[j]
-                    e = exp_up(-d)
+                    e = exp_up(v[j] - m[j])
                     s[j] += 0 if v[j] == m[j] else e
-                    d = 1000 if d > 1000 else d
-                    u[j] += d * e
+                    u[j] += fall(m[j], v[j]) * e
             else:
                 for j in range(LANES):
                     e = exp_up(v[j] - m[j])

@@ -1,4 +1,4 @@
-# score(): many statistics of a row from one read of it. Block by block (64 rows at a time where they are short), each loop
+# score(): many statistics of a row from one read of it. Block by block (LANES rows at a time where they are short), each loop
 # that the statistics asked for need runs over what is in the first-level cache by then; top_k and the divergences of two
 # models go over the row once more, from the second. The sums are those of logspace.pxi, block for block and lane for
 # lane: lse, loss and entropy are the bits of the functions of that name.
@@ -112,8 +112,8 @@ cdef loop argmax_lanes(const real* x, Py_ssize_t count, const real* tops, real* 
 
 
 cdef inline void fold_two_largest(real* top, real* second) noexcept nogil:
-    """Fold 64 lanes' two largest into top[0] and second[0]; both are overwritten."""
-    cdef int j, w = 32
+    """Fold the lanes' two largest into top[0] and second[0]; both are overwritten."""
+    cdef int j, w = LANES // 2
     cdef real low, high
     while w > 0:
         for j in range(w):
@@ -258,26 +258,26 @@ cdef void sort_top(Py_ssize_t k, real* value, int64_t* index) noexcept nogil:
 
 # ---- the sums ------------------------------------------------------------------------------------------------------------
 
-cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, Py_ssize_t ahead, State* full,
+cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* next, State* full,
                      State* rest) noexcept nogil:
     """Add a block to the sums of a row and to those of the row without its label, in which `hole` is the label's place if
     it is in this block. While both have one reference, their exponentials are the same, and so are their lanes but for
-    the label's, which is summed anew: 64 elements at most."""
+    the label's, which is summed anew."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real tops[LANES]
     cdef real m[LANES]
-    cdef real column[LANES]
+    cdef real column[VECTORS]
     cdef double sums[LANES]
     cdef double kept[LANES]
     cdef double moment[LANES]
     cdef Py_ssize_t count, i
     cdef int j, above = 0
-    cdef real limit, run
+    cdef real limit
     cdef double lane
     if full.m != rest.m or full.top_at != rest.top_at or full.m == INFINITY or full.top_at == hole >= 0:
-        logsumexp_block(x, n, <Py_ssize_t>-1, moments, ahead, full)
-        logsumexp_block(x, n, hole, False, <Py_ssize_t>0, rest)
+        logsumexp_block(x, n, <Py_ssize_t>-1, moments, next, NULL, full)
+        logsumexp_block(x, n, hole, False, NULL, NULL, rest)
         return
     count = lay_block(x, n, <Py_ssize_t>-1, patch, at)
     if full.top_at >= 0:
@@ -286,30 +286,32 @@ cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments,
     for j in range(LANES):
         m[j] = <real>full.m
     if moments:
-        exp_moment_lanes(x, count, patch, at, m, sums, moment, tops, ahead)
+        exp_moment_lanes(x, count, patch, at, m, sums, moment, tops, next)
     else:
-        exp_sum_lanes(x, count, patch, at, m, sums, tops, ahead)
+        exp_sum_lanes(x, count, patch, at, m, sums, tops, next, NULL)
     for j in range(LANES):
         above |= tops[j] > limit
     if above:     # a new reference: rare enough to begin again
-        logsumexp_block(x, n, <Py_ssize_t>-1, moments, <Py_ssize_t>0, full)
-        logsumexp_block(x, n, hole, False, <Py_ssize_t>0, rest)
+        logsumexp_block(x, n, <Py_ssize_t>-1, moments, NULL, NULL, full)
+        logsumexp_block(x, n, hole, False, NULL, NULL, rest)
         return
     for j in range(LANES):
         kept[j] = sums[j]
     if hole >= 0:
-        for i in range(LANES):
-            column[i] = vector_at(x, i, patch, at)[hole % LANES] if i < count and i != hole // LANES else <real>-INFINITY
-        for j in range(LANES):
-            column[j] = exp_up(column[j] - m[j])
+        for i in range(count):
+            column[i] = vector_at(x, i, patch, at)[hole % LANES] if i != hole // LANES else <real>-INFINITY
+        for i in range(count, VECTORS):
+            column[i] = -INFINITY
+        for j in range(VECTORS):
+            column[j] = exp_up(column[j] - m[0])
         lane = 0
         i = 0
-        while i < count:
-            run = 0
-            for j in range(RUN):
-                run += column[i + j]     # past the end: 0
-            lane += run
+        while i + RUN <= count:     # in the order of exp_sum_lanes
+            lane += (column[i] + column[i + 1]) + (column[i + 2] + column[i + 3])
             i += RUN
+        while i < count:
+            lane += column[i]
+            i += 1
         kept[hole % LANES] = lane
     if full.top_at >= 0:
         full.c = rest.c = 1
@@ -605,6 +607,7 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
     cdef const real* x[TILE]
     cdef const real* given[TILE]
     cdef real tops[LANES]
+    cdef const char* next
     cdef Py_ssize_t group = rows_together(sc, which, sizeof(real)), i = 0, n, k, start, stop, first, size, hole, ahead
     cdef bint moments = sc.moments and which == 0
     cdef bint place = in_place(sc, which)
@@ -640,11 +643,12 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
                 elif place and plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
                     ahead = rows * plan.operand[which].outer[0]
                 for k in range(n if full != NULL else 0):
+                    next = <const char*>x[k] + ahead if ahead != 0 else NULL
                     if rest == NULL:
-                        logsumexp_block(x[k], size, <Py_ssize_t>-1, moments, ahead, &chunk[k])
+                        logsumexp_block(x[k], size, <Py_ssize_t>-1, moments, next, NULL, &chunk[k])
                     else:
                         hole = hole_in(plan, rest.index[i + k], first, size)
-                        sums_block(x[k], size, hole, moments, ahead, &chunk[k], &without_chunk[k])
+                        sums_block(x[k], size, hole, moments, next, &chunk[k], &without_chunk[k])
                 first += size
             for k in range(n):
                 if start == 0:
@@ -746,7 +750,7 @@ cdef void score_rows(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     put_scores(sc, row, rows, &full, &rest, &o, &other_order, &d)
 
 
-# ---- short rows: 64 at a time, a lane a row ------------------------------------------------------------------------------
+# ---- short rows: LANES at a time, a lane a row --------------------------------------------------------------------------
 
 cdef void load_tile(const Score* sc, int which, Py_ssize_t row, Py_ssize_t rows, real* logits,
                     real* raw) noexcept nogil:
@@ -771,7 +775,8 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
     cdef bint valid[TILE]
     cdef double sums[4][TILE]
     cdef Py_ssize_t at[3]
-    cdef Py_ssize_t classes = sc.plan.classes, size = sc.plan.classes * LANES, i, k = sc.k, hole
+    cdef Py_ssize_t classes = sc.plan.classes, size = sc.plan.classes * LANES, i, k = sc.k
+    cdef const char* next
     cdef real* x = scratch
     cdef real* given = scratch + size if sc.probs[0] else x
     cdef real* y = scratch + 2 * size
@@ -792,7 +797,8 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
     if sc.order:
         order_across(given, classes, labels, &o)
     if sc.sums:
-        logsumexp_across(x, classes, sc.moments, &full)
+        next = gapless(&sc.plan, &sc.plan.operand[0], row + LANES, LANES, x)
+        logsumexp_across(x, classes, sc.moments, next, NULL, &full, 0)
     for i in range(rows if k > 0 else 0):
         select_top(given + i, classes, LANES, 0, k, value, sc.top_k + (row + i) * k)
         sort_top(k, value, sc.top_k + (row + i) * k)
@@ -804,7 +810,8 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
                 labels[i] = INFINITY
             order_across(other_given, classes, labels, &other_order)
     if sc.divergence:
-        logsumexp_across(y, classes, False, &other)
+        next = gapless(&sc.plan, &sc.plan.operand[1], row + LANES, LANES, y)
+        logsumexp_across(y, classes, False, next, NULL, &other, 0)
         for i in range(LANES):
             valid[i] = normalisers(&full, i, &other, i, i, &norm)
             if has_ratios(sc):
@@ -819,7 +826,7 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
         for i in range(rows):
             if rest.index[i] >= 0:
                 x[rest.index[i] * LANES + i] = -INFINITY
-        logsumexp_across(x, classes, False, &rest)
+        logsumexp_across(x, classes, False, NULL, NULL, &rest, 0)
     put_scores(sc, row, rows, &full, &rest, &o, &other_order, &d)
 
 
@@ -861,11 +868,10 @@ cdef void put_top(Score* sc, Py_ssize_t row, Py_ssize_t i, const Sums* full, con
 cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* full, const Sums* rest, const Order* o,
                      const Order* other, const Divergences* d) noexcept nogil:
     cdef double result[TILE]
-    cdef double extra[TILE]
     cdef Py_ssize_t i
     cdef double top, second
     if sc.lse != NULL:
-        finish_logsumexp(full, rows, 1, result, extra)
+        finish_logsumexp(full, rows, result)
         put_column(sc.lse, sc.single, row, rows, result)
     if sc.label_loss != NULL:
         finish_label_loss(rest, rows, result)
@@ -919,6 +925,7 @@ cdef int execute_score(Score* sc, int threads, real* like) noexcept nogil:
     cdef Py_ssize_t classes = sc.plan.classes, size = TILE, stride, tiles, t
     cdef real* scratch = NULL
     if classes <= ACROSS:
+        size = LANES
         stride = 5 * classes * LANES
     else:
         size = 4 * BLOCK // classes
