@@ -151,7 +151,7 @@ def test_calibration_errors_are_those_of_the_definition():
     calibration = Calibration(15)
     calibration.add(confidence, right.astype(np.int64))
     assert abs(calibration_error(calibration.equal_width()) - plain_calibration_error(confidence, right, wide)) < 1e-9
-    # 16 divides the rows: the bins are the same but for rows at their borders that are within 2**-10 of each other.
+    # 16 divides the rows: the bins are the same but for rows at their borders that are within 2**-9 of each other.
     calibration = Calibration(16)
     calibration.add(confidence, right.astype(np.int64))
     bins = calibration.equal_mass()
