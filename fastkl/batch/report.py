@@ -96,6 +96,9 @@ td.number, th.number { text-align: right; white-space: nowrap; }
   figure, .headline div, tr { break-inside: avoid; }
   h2 { break-after: avoid; margin-top: 1.2rem; }
   .scroll { overflow: visible; }
+  table { font-size: 8.5pt; }
+  td, th { padding-top: .05rem; padding-bottom: .05rem; }
+  section > figure { max-width: 11cm !important; }
 }
 """
 
@@ -607,8 +610,11 @@ def rows_section(heading: str, text: str, rows: Sequence[Row], value: str | None
             return "" if index is None else str(index)
         return html.escape(names[index])
 
+    sources = {row.source for row in rows}
+    if len(sources) == 1 and rows[0].source:
+        text += f" All of them are in {rows[0].source}."
     columns: list[tuple[str, str, list[str]]] = [
-        ("file", "", [html.escape(row.source) for row in rows]),
+        ("file", "", [html.escape(row.source) if len(sources) > 1 else "" for row in rows]),
         ("row", "number", [f"{row.row:,}" for row in rows]),
         (value or "", "number", [number(row.value) if value else "" for row in rows]),
         ("true", "" if names else "number", [class_name(row.true) for row in rows]),
@@ -624,7 +630,7 @@ def rows_section(heading: str, text: str, rows: Sequence[Row], value: str | None
         for i in range(len(rows))
     )
     return (
-        f'<section><h2>{heading}</h2><p class="faint">{text}</p><div class="scroll rows"><table>'
+        f'<section><h2>{heading}</h2><p class="faint">{html.escape(text)}</p><div class="scroll rows"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
     )
 
