@@ -196,6 +196,17 @@ def test_against_scikit_learn():
     np.testing.assert_allclose([bin_.confidence for bin_ in bins], confidence, rtol=1e-8)
 
 
+@pytest.mark.parametrize("classes", [1, 2])
+def test_up_to_two_classes_need_no_column_for_their_brier_score(classes):
+    columns, labels, weights, _ = score_in_numpy(np.random.default_rng(4), 2000, classes, np.float64)
+    told = totals_of(classes, columns, labels, weights).summary()
+    del columns["brier"]
+    derived = totals_of(classes, columns, labels, weights).summary()
+    assert derived.brier == pytest.approx(told.brier)
+    del columns["max_prob"]
+    assert totals_of(classes, columns, labels, weights).summary().brier is None
+
+
 def test_a_row_of_weight_zero_is_absent_and_an_infinite_loss_is_counted():
     for weight, mean in ((0.0, 1.0), (1.0, math.inf)):
         totals = Totals(3, has_labels=True, has_reference=False, has_weights=True, stats=["loss"])

@@ -320,7 +320,7 @@ class Summary:
         Rows predicted right, their share, and for each k the share of rows whose label has rank k or better.
     brier, confidence_brier
         Mean over valid rows of ``sum((p - one_hot(label))**2)``, and of ``(max(p) - correct)**2``, which looks at the
-        predicted class alone.
+        predicted class alone. With more than two classes the first needs the column ``brier``.
     ece, ece_equal_mass, calibration, calibration_equal_mass
         Expected calibration errors of the predicted class, and the bins that they were taken over.
     confusion
@@ -712,6 +712,9 @@ class Totals:
         for name in ("brier", "confidence_brier"):
             if name in self._sums:
                 told[name] = self._sums[name].mean()
+        if self.classes <= 2 and "brier" not in told and "confidence_brier" in told:
+            # Of two classes the other's error is the same, of one there is no other.
+            told["brier"] = self.classes * told["confidence_brier"]
         if "loss" in self._sums:
             told["infinite_losses"] = self._sums["loss"].infinite
             told["mean_loss"] = self._weighted_mean() if self._has_weights else self._sums["loss"].mean()
