@@ -330,14 +330,17 @@ def interval(bin_: CalibrationBin) -> tuple[float, float]:
 
 def draw_confidence(axes: Axes, histogram: Histogram) -> None:
     """Draw a histogram of probabilities."""
+    from matplotlib.ticker import MaxNLocator
+
     share = 100 * histogram.counts / histogram.counts.sum()
     axes.bar(histogram.edges[:-1], share, np.diff(histogram.edges) * 0.94, align="edge", color=LIGHT["main"])
     axes.set(xlim=(0, 1), xlabel="largest probability", ylabel="% of rows")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def draw_nats(axes: Axes, histogram: Histogram, mean: float | None, uniform: float | None) -> None:
     """Draw a histogram over orders of magnitude; what is too small or too large for it gets a bar of its own."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     counts, total = histogram.counts, histogram.counts.sum()
     inner = np.flatnonzero(counts[1:-1]) + 1
@@ -346,7 +349,7 @@ def draw_nats(axes: Axes, histogram: Histogram, mean: float | None, uniform: flo
     lowest, highest = min([lowest, *finite]), max([highest, *finite])
     first, last = math.floor(math.log2(lowest)), math.ceil(math.log2(highest))
     first, last = min(first, last - 3), last
-    step = next(step for step in 2.0 ** np.arange(-3, 8) if last - first <= 48 * step)
+    step = next(step for step in 2.0 ** np.arange(-3, 8) if last - first <= 64 * step)
     wanted = 2.0 ** np.arange(first, last + step, step)
     # Bars end where bins end, at the nearest: no row is counted by guess.
     ends = np.clip(np.searchsorted(histogram.edges[1:-1] * (1 + 1 / 64), wanted), 0, len(counts) - 2)
@@ -372,6 +375,7 @@ def draw_nats(axes: Axes, histogram: Histogram, mean: float | None, uniform: flo
     axes.xaxis.set_major_locator(FixedLocator([10.0**decade for decade in decades]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(round(math.log10(value)))))
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if mean is not None and 0 < mean < math.inf:
         mark(axes, mean, f"mean {number(mean)}")
     if uniform:
