@@ -9,6 +9,7 @@ room            what is in it
 ``logspace``    logsumexp, softmax, log_softmax
 ``information`` entropy, cross_entropy, kl_divergence, generalized_kl
 ``labels``      softmax_cross_entropy
+``rows``        score: many statistics of a row from one read
 ``reference``   every function again in plain NumPy float64: the contract
 ``registry``    a row per operation: form, accuracy budget, bytes moved
 ``batch``       the command ``fastkl score``
@@ -27,8 +28,10 @@ from . import _kernels, _threads
 from .information import cross_entropy, entropy, generalized_kl, kl_divergence
 from .labels import softmax_cross_entropy
 from .logspace import log_softmax, logsumexp, softmax
+from .rows import Scores, score
 
 __all__ = [
+    "Scores",
     "build_info",
     "cross_entropy",
     "entropy",
@@ -36,6 +39,7 @@ __all__ = [
     "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "score",
     "softmax",
     "softmax_cross_entropy",
 ]

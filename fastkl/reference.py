@@ -9,6 +9,7 @@ Inputs are read as float64 and the result is cast once, at the end, to the type 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -252,6 +253,118 @@ def softmax_cross_entropy(
     if reduction == "mean":
         total = total / kept.sum() if kept.any() else np.float64(empty_mean)
     return (total.reshape((1,) * x64.ndim) if keepdims else total).astype(dtype)[()]
+
+
+@np.errstate(all="ignore")
+def score(
+    logits: ArrayLike,
+    labels: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
+    *,
+    stats: Sequence[str] | None = None,
+    given: str | tuple[str, str] = "logits",
+    temperature: float | tuple[float, float] = 1.0,
+    k: int = 5,
+) -> dict[str, np.ndarray]:
+    """Statistics of each row of x (the logits, or the log of the probabilities, over the temperature), by their names.
+
+    With p = softmax(x) and r the reference's: KL(r || p), KL(p || r) and the Jensen-Shannon divergence of both. Rank: 1
+    and the number of logits larger than the label's. Argmax: the first of equals. A row with a NaN or a +inf, or of all
+    -inf, gives NaN (but for its lse), -1 and False.
+
+    >>> {name: column.tolist() for name, column in score([[1.0, 3.0, 2.0]], [2], stats=["rank", "margin"]).items()}
+    {'rank': [2], 'margin': [1.0]}
+    """
+    x_given, r_given = (given,) * 2 if isinstance(given, str) else given
+    x_t, r_t = temperature if isinstance(temperature, tuple) else (temperature,) * 2
+    x, dtype = _logits_of(logits, x_given, x_t)
+    top = x.max(axis=-1, initial=-np.inf)
+    holds = np.isfinite(top)     # a NaN is its row's maximum
+    (order,), _ = _read(logits)
+    by_rank = np.argsort(-order, axis=-1, kind="stable")
+    _, less1 = _total_less_one(x, np.ones_like(x), -1)
+    log_total = np.log1p(less1)[..., 0]
+    columns: dict[str, np.ndarray] = {
+        "lse": np.asarray(logsumexp(x)),
+        "entropy": np.asarray(entropy(x, given="logits")),
+        "max_prob": np.where(holds, np.exp(-log_total), np.nan),
+        "argmax": np.where(holds, by_rank[..., 0] if x.shape[-1] else -1, -1),
+        "margin": np.where(holds, top - np.sort(x, axis=-1)[..., -2] if x.shape[-1] > 1 else np.inf, np.nan),
+    }
+    columns["perplexity"] = np.exp(columns["entropy"])
+    if labels is not None:
+        columns["loss"] = np.asarray(softmax_cross_entropy(x, labels))
+        labels = np.asarray(labels).astype(np.intp)
+        above = (order > np.take_along_axis(order, labels[..., None], -1)).sum(axis=-1)
+        columns["rank"] = np.where(holds, 1 + above, -1)
+        columns["correct"] = holds & (columns["argmax"] == labels)
+    if stats is not None and "top_k" in stats:
+        best = by_rank[..., :k]
+        columns["top_k"] = np.where(holds[..., None], best, -1)
+        columns["top_k_log_prob"] = np.take_along_axis(np.asarray(log_softmax(x)), best, -1)
+    pair = dtype
+    if reference is not None:
+        y, y_dtype = _logits_of(reference, r_given, r_t)
+        pair = np.result_type(dtype, y_dtype)
+        x, y = np.broadcast_arrays(x, y)
+        both = holds & np.isfinite(y.max(axis=-1, initial=-np.inf))
+        columns["kl"], columns["reverse_kl"], columns["js"] = (np.where(both, v, np.nan) for v in _divergences(y, x))
+        columns["agree"] = both & (columns["argmax"] == np.argmax(y, axis=-1) if y.shape[-1] else False)
+    names = [name for name in _STATISTICS if name in columns] if stats is None else []
+    for name in stats or []:
+        names += [name, "top_k_log_prob"] if name == "top_k" else [name]
+    types = {name: pair if name in ("kl", "reverse_kl", "js") else dtype for name in names}
+    return {n: columns[n].astype(types[n]) if columns[n].dtype.kind == "f" else columns[n] for n in names}
+
+
+_STATISTICS = (
+    "lse", "loss", "entropy", "perplexity", "max_prob", "argmax", "correct", "rank", "margin",
+    "kl", "reverse_kl", "js", "agree",
+)  # fmt: skip
+
+
+def _logits_of(array: ArrayLike, given: str, temperature: float) -> tuple[np.ndarray, np.dtype]:
+    """Return the logits over the temperature, and the type of the result. Logits are divided in that type."""
+    (x,), dtype = _read(array)
+    if given == "probs":
+        return np.log(np.where(x == 0, 0.0, x)) / temperature, dtype
+    return (x.astype(dtype) / dtype.type(temperature)).astype(np.float64), dtype
+
+
+def _divergences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return KL(p || q), KL(q || p) and JS, p = softmax(a), q = softmax(b).
+
+    With x = log(p / q), t = abs(x) and e = exp(-t), each is a sum of terms max(p, q) f(t), f >= 0: the smaller of p and
+    q is the larger one times e. An error h of x, the same for all classes, costs h^2 / 2 in the first two and a quarter
+    of that in the third; the sum of q - p is h.
+    """
+    (ma, less_a), (mb, less_b) = (_total_less_one(v, np.ones_like(v), -1) for v in (a, b))
+    log_p, log_q = (a - ma) - np.log1p(less_a), (b - mb) - np.log1p(less_b)
+    (difference, rest), (shift, shift_rest) = _minus(a, b), _minus(ma, mb)
+    x = ((difference - shift) + (rest - shift_rest)) - (np.log1p(less_a) - np.log1p(less_b))
+    x = np.where(np.isfinite(difference), x, np.where(a == b, 0.0, difference))     # both -inf: absent
+    t, larger = np.abs(x), np.exp(np.maximum(log_p, log_q))
+    e, te = np.exp(-t), np.where(t < 800, t, 0.0) * np.exp(-t)
+    u, small = np.tanh(t / 2), t < 0.25
+    s = np.where(small, t, 0.0)
+    falling = np.where(small, sum((-s) ** n / math.factorial(n) for n in range(2, 16)), np.expm1(-t) + t)
+    rising = np.where(small, sum((-s) ** n * (n - 1) / math.factorial(n) for n in range(2, 16)), (1 - e) - te)
+    even = sum((np.where(small, u, 0.0) ** (2 * n) / (2 * n * (2 * n - 1)) for n in range(1, 10)), np.zeros_like(u))
+    middle = np.where(small, (1 + e) * even, (1 + e) * (np.log(2.0) - np.log1p(e)) - te) / 2
+    with_p = np.where(t == np.inf, np.inf, larger * np.where(x > 0, falling, rising))
+    with_q = np.where(t == np.inf, np.inf, larger * np.where(x > 0, rising, falling))
+    with_p = np.where(x == -np.inf, larger, with_p)
+    with_q = np.where(x == np.inf, larger, with_q)
+    c = np.sum(larger * np.sign(x) * np.expm1(-t), axis=-1)
+    sums = (np.sum(terms, axis=-1) for terms in (with_p, with_q, larger * middle))
+    return tuple(np.maximum(v - lost, 0.0) for v, lost in zip(sums, (c * c / 2, c * c / 2, c * c / 8), strict=True))
+
+
+def _minus(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a - b and its rounding error (Knuth)."""
+    difference = a - b
+    part = difference - a
+    return difference, (a - (difference - part)) - (b + part)
 
 
 def _read(*arrays: ArrayLike) -> tuple[list[np.ndarray], np.dtype]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Scale = Literal["max1", "relative", "relative+d/2", "element+d/2", "absolute-sum", "kl"]
+Scale = Literal["max1", "relative", "relative+d/2", "element+d/2", "absolute-sum", "kl", "exp"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Budget:
         the sum of the absolute values of the terms.
     ``kl``
         generalized_kl + abs(sum(p - q)): plain KL is the difference of two such parts.
+    ``exp``
+        abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
+        exponential of such a number.
     """
 
     float32: float
@@ -110,4 +113,47 @@ OPERATIONS: tuple[Operation, ...] = (
         "kl_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2, form="normalize", keywords={"normalize": True}
     ),
     Operation("generalized_kl", ("p", "q"), "row", Budget(8, 8, "relative"), 2),
+)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic of a row that `score` gives.
+
+    Attributes
+    ----------
+    name
+        What it is asked for by, and its column.
+    needs
+        The inputs it is made of beside the logits.
+    budget
+        The accuracy asserted by the tests; None for an integer or a truth value, which is exact.
+    columns
+        Its columns where they are not just its name.
+    by_default
+        Whether ``stats=None`` asks for it.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    budget: Budget | None = None
+    columns: tuple[str, ...] = ()
+    by_default: bool = True
+
+
+STATISTICS: tuple[Statistic, ...] = (
+    Statistic("lse", (), Budget(1, 2, "max1")),
+    Statistic("loss", ("labels",), Budget(4, 4, "relative+d/2")),
+    Statistic("entropy", (), Budget(4, 4, "relative+d/2")),
+    Statistic("perplexity", (), Budget(5, 5, "exp")),
+    Statistic("max_prob", (), Budget(4, 4, "relative")),
+    Statistic("argmax"),
+    Statistic("correct", ("labels",)),
+    Statistic("rank", ("labels",)),
+    Statistic("margin", (), Budget(1, 1, "relative")),
+    Statistic("top_k", (), Budget(4, 4, "relative+d/2"), columns=("top_k", "top_k_log_prob"), by_default=False),
+    Statistic("kl", ("reference",), Budget(32, 32, "relative")),
+    Statistic("reverse_kl", ("reference",), Budget(32, 32, "relative")),
+    Statistic("js", ("reference",), Budget(32, 32, "relative")),
+    Statistic("agree", ("reference",)),
 )

@@ -1,0 +1,317 @@
+"""Many statistics of a row from one read: `score` and the table that it gives."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import _args
+from ._args import Array
+from .registry import STATISTICS, Statistic
+
+_GIVEN = ("logits", "probs", "log_probs")
+_BY_NAME = {statistic.name: statistic for statistic in STATISTICS}
+
+
+class Scores(Mapping[str, Array]):
+    """Columns by name, in the order asked for: one number (for top_k: k of them) for each row.
+
+    A mapping that cannot be changed; ``len`` is the number of columns, `rows` that of rows. It prints as a table.
+    """
+
+    __slots__ = ("_columns", "_shape")
+
+    def __init__(self, columns: Mapping[str, Array], shape: tuple[int, ...]) -> None:
+        """Take columns whose leading axes are those of ``shape``."""
+        self._columns = dict(columns)
+        self._shape = shape
+
+    def __getitem__(self, name: str) -> Array:
+        """Return a column."""
+        try:
+            return self._columns[name]
+        except KeyError:
+            raise KeyError(f"{name!r} is not among the columns {', '.join(self._columns)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        """Return the number of columns."""
+        return len(self._columns)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return math.prod(self._shape)
+
+    def _flat(self) -> dict[str, Array]:
+        """The columns with the rows along one axis, in C order."""
+        ndim = len(self._shape)
+        return {name: column.reshape(self.rows, *column.shape[ndim:]) for name, column in self._columns.items()}
+
+    def __repr__(self) -> str:
+        """Return the first and last rows as a table, with the columns' types and means."""
+        columns = self._flat()
+        shown = list(range(self.rows)) if self.rows <= 10 else [*range(5), *range(self.rows - 5, self.rows)]
+        table = [["row", *map(str, shown), "dtype", "mean"]]
+        for name, column in columns.items():
+            cells = [_cell(column[row]) for row in shown]
+            with np.errstate(all="ignore"):
+                mean = _cell(column.mean(dtype=np.float64)) if self.rows and column.ndim == 1 else ""
+            table.append([name, *cells, str(column.dtype), "" if name == "argmax" else mean])
+        widths = [max(map(len, column)) for column in table]
+        lines = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in zip(*table, strict=True)]
+        if len(shown) < self.rows:
+            lines.insert(6, "...".rjust(widths[0]))
+        return "\n".join([f"Scores of {self.rows} row{'s' * (self.rows != 1)}", *map(str.rstrip, lines)])
+
+    def to_arrow(self) -> Any:
+        """Return a `pyarrow.Table`, a row for each row; top_k columns are fixed-size lists.
+
+        Raises
+        ------
+        ImportError
+            Where pyarrow is not installed.
+        """
+        try:
+            import pyarrow as pa  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        except ImportError:
+            raise ImportError("to_arrow needs pyarrow: pip install fastkl[score]") from None
+        arrays = {}
+        for name, column in self._flat().items():
+            values = pa.array(column.reshape(-1))
+            arrays[name] = values if column.ndim == 1 else pa.FixedSizeListArray.from_arrays(values, column.shape[1])
+        return pa.table(arrays)
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame`, a row for each row; top_k columns hold an array of k in each cell.
+
+        Raises
+        ------
+        ImportError
+            Where pandas is not installed.
+        """
+        try:
+            import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        except ImportError:
+            raise ImportError("to_pandas needs pandas: pip install fastkl[pandas]") from None
+        return pd.DataFrame({n: c if c.ndim == 1 else list(c) for n, c in self._flat().items()})
+
+
+def _cell(value: Any) -> str:
+    """One number, truth value or short list as the table shows it."""
+    if np.ndim(value):
+        return "[" + " ".join(_cell(one) for one in value) + "]"
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value))
+    return str(int(value)) if isinstance(value, (int, np.integer)) else f"{float(value):.6g}"
+
+
+def score(
+    logits: ArrayLike,
+    labels: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
+    *,
+    stats: Sequence[str] | None = None,
+    given: str | tuple[str, str] = "logits",
+    temperature: float | tuple[float, float] = 1.0,
+    k: int = 5,
+    n_threads: int | None = None,
+) -> Scores:
+    r"""Many statistics of each row from one read of it, with p = ``softmax(x / temperature)``.
+
+    ==============  ==========================================================================================
+    statistic       what it is, in nats where it is an information
+    ==============  ==========================================================================================
+    ``lse``         log(sum(exp(x)))
+    ``loss``        lse - x[label]: needs labels
+    ``entropy``     -sum(p log p)
+    ``perplexity``  exp(entropy)
+    ``max_prob``    the largest p
+    ``argmax``      the class of the largest logit, the first of equals (int64)
+    ``correct``     whether that is the label (bool): needs labels
+    ``rank``        1 + the number of logits greater than the label's (int64): needs labels. Ties count in the
+                    label's favour: equal logits share the best rank among them
+    ``margin``      the difference of the two largest logits; inf for one class
+    ``top_k``       two columns of k numbers a row: ``top_k``, the classes of the k largest logits in falling
+                    order, equal ones by class (int64), and ``top_k_log_prob``, their log p
+    ``kl``          sum(r log(r / p)), r being the reference's p: KL(reference || model): needs a reference
+    ``reverse_kl``  KL(model || reference), sum(p log(p / r)): needs a reference
+    ``js``          Jensen-Shannon divergence, the mean of the KLs of r and p from (r + p) / 2: needs a reference
+    ``agree``       whether the argmaxes are the same (bool): needs a reference
+    ==============  ==========================================================================================
+
+    Parameters
+    ----------
+    logits : array_like
+        Real numbers; the classes lie along the last axis, the other axes are rows.
+    labels : array_like of int, optional
+        Class numbers from 0, of the shape of `logits` without its last axis; any integer type.
+    reference : array_like, optional
+        The logits of another model, of the shape of `logits` or broadcast to it.
+    stats : sequence of str, optional
+        Which statistics, in this order; None for every one but top_k that the inputs allow.
+    given : {"logits", "probs", "log_probs"} or pair of them
+        What `logits` and `reference` hold, one word for both or one for each. Probabilities count as their logs:
+        everything is of p / sum(p), and lse = log(sum(p)) tells how far they are from summing to 1.
+    temperature : float or pair of float
+        Positive numbers that the logits and the reference's are divided by, before everything else; one for both or one
+        for each. The quotient is rounded to the type of the computation.
+    k : int
+        How many classes top_k gives.
+    n_threads : int, optional
+        Threads to use; None lets the size of the work decide.
+
+    Returns
+    -------
+    Scores
+        A mapping from names to arrays. float32 for float32 and half precision, else float64.
+
+    Raises
+    ------
+    IndexError
+        For a label that is out of range; it names the first such row.
+    TypeError
+        For a type of array that is not taken, labels that are no integers, masked arrays.
+    ValueError
+        For a statistic that is unknown or lacks its input, shapes that do not fit, another `given`, a temperature that
+        is not positive, a k above the number of classes.
+
+    Notes
+    -----
+    Domain: all numbers; probabilities >= 0. A row with a NaN, with +inf, of -inf only (or, of probabilities, with a
+    negative or infinite one, or of zeros only) holds no distribution: it gives NaN, -1 for argmax, rank and the classes
+    of top_k, and False; lse follows `logsumexp`. A label whose logit is -inf has loss +inf. A class at -inf in both
+    distributions contributes 0 to their divergences; one at -inf in the second only makes KL +inf.
+
+    Accuracy: lse, loss and entropy are to the bit those of `logsumexp`, `softmax_cross_entropy` and `entropy`. max_prob
+    and top_k_log_prob are within 4 eps and (4 + d/2) eps as `log_softmax`, margin within 1 eps, perplexity within
+    (5 + d/2) eps times max(1, entropy), d being the distance between the two largest logits. Divergences are within 32
+    eps at every scale, never negative, and 0 for equal rows.
+
+    References
+    ----------
+    J. Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991).
+
+    Examples
+    --------
+    >>> import fastkl as fk
+    >>> scores = fk.score([[1.0, 3.0, 2.0], [0.5, 0.0, 0.5]], [1, 2])
+    >>> scores["argmax"].tolist(), scores["correct"].tolist(), scores["rank"].tolist()
+    ([1, 0], [True, False], [1, 1])
+    >>> fk.score([[1.0, 3.0, 2.0], [0.5, 0.0, 0.5]], stats=["margin", "max_prob"])
+    Scores of 2 rows
+      row   margin  max_prob
+        0        1  0.665241
+        1        0  0.383652
+    dtype  float64   float64
+     mean      0.5  0.524446
+    """
+    x = _args.as_array(logits, "logits")
+    if x.ndim == 0:
+        raise ValueError("logits has no axis of classes: it is 0-d")
+    shape, classes = x.shape[:-1], x.shape[-1]
+    y = None if reference is None else _fitted(_args.as_array(reference, "reference"), x.shape)
+    classes_of = None if labels is None else _args.as_labels(labels, shape)
+    asked = _asked(stats, {"labels": labels is not None, "reference": reference is not None})
+    holds = tuple(_args.choice(one, "given", _GIVEN) for one in _pair(given, "given"))
+    divisors = tuple(
+        _divisor(t, d) for t, d in zip(_pair(temperature, "temperature"), (x, x if y is None else y), strict=True)
+    )
+    k = _top(k, classes) if "top_k" in asked else 0
+    columns = _columns(x, classes_of, y, asked, holds, divisors, k, n_threads)
+    return Scores(columns, shape)
+
+
+def _fitted(array: Array, shape: tuple[int, ...]) -> Array:
+    """The reference, broadcast to the logits' shape."""
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(f"reference of shape {array.shape} does not broadcast to the logits' shape {shape}") from None
+
+
+def _asked(stats: Sequence[str] | None, there: Mapping[str, bool]) -> list[str]:
+    """The names of the statistics asked for; each is known, and its inputs are there."""
+
+    def lacks(statistic: Statistic) -> list[str]:
+        return [need for need in statistic.needs if not there[need]]
+
+    if stats is None:
+        return [s.name for s in STATISTICS if s.by_default and not lacks(s)]
+    if isinstance(stats, str):
+        raise TypeError(f"stats takes a sequence of names, such as [{stats!r}], not a str")
+    names = list(stats)
+    for name in names:
+        if name not in _BY_NAME:
+            raise ValueError(f"stats has {name!r}; there are {', '.join(_BY_NAME)}")
+        if missing := lacks(_BY_NAME[name]):
+            raise ValueError(f"the statistic {name!r} needs {' and '.join(missing)}")
+        if names.count(name) > 1:
+            raise ValueError(f"stats has {name!r} twice")
+    return names
+
+
+def _pair(value: Any, name: str) -> tuple[Any, Any]:
+    """What applies to the logits and to the reference: one for both, or a pair."""
+    if not isinstance(value, (tuple, list)):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name} takes one for both or a pair, for logits and reference, not {value!r}")
+    return value[0], value[1]
+
+
+def _divisor(temperature: Any, array: Array) -> float:
+    """The temperature, found to be a positive finite number in the type that the array is computed in."""
+    if isinstance(temperature, (bool, np.bool_)) or not isinstance(temperature, (int, float, np.integer, np.floating)):
+        raise TypeError(f"temperature takes a positive number, not {temperature!r}")
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = float(_args.result_dtype(array).type(temperature))
+    if not 0 < rounded < math.inf:
+        raise ValueError(f"temperature takes a positive finite number, not {temperature!r}")
+    return float(temperature)
+
+
+def _top(k: Any, classes: int) -> int:
+    """The number of classes that top_k gives."""
+    if isinstance(k, (bool, np.bool_)) or not hasattr(k, "__index__"):
+        raise TypeError(f"k takes a positive int, not {k!r}")
+    count = operator.index(k)
+    if not 1 <= count <= classes:
+        raise ValueError(f"k={count} is not within 1 and the number of classes, {classes}")
+    return count
+
+
+def _columns(
+    x: Array, labels: Array | None, y: Array | None, asked: list[str], given: tuple[str, ...],
+    temperature: tuple[float, ...], k: int, n_threads: int | None,
+) -> dict[str, Array]:  # fmt: skip
+    from . import reference
+    from .information import entropy
+    from .labels import softmax_cross_entropy
+    from .logspace import logsumexp
+
+    dtype = _args.result_dtype(x)
+    if given[0] == "probs":
+        with np.errstate(all="ignore"):
+            z = np.log(np.where(x == 0, 0.0, x.astype(np.float64))) / temperature[0]
+    else:
+        z = x if temperature[0] == 1 else x.astype(dtype) / dtype.type(temperature[0])
+    exact = {}
+    if "lse" in asked:
+        exact["lse"] = np.asarray(logsumexp(z, n_threads=n_threads)).astype(dtype)
+    if labels is not None:    # also where no loss is asked for: a label out of range is refused
+        exact["loss"] = np.asarray(softmax_cross_entropy(z, labels, n_threads=n_threads)).astype(dtype)
+    if "entropy" in asked:
+        exact["entropy"] = np.asarray(entropy(z, given="logits", n_threads=n_threads)).astype(dtype)
+    columns = reference.score(
+        x, labels, y, stats=asked, given=(given[0], given[1]), temperature=(temperature[0], temperature[1]), k=k or 5
+    )
+    return {name: exact.get(name, column) for name, column in columns.items()}
