@@ -19,6 +19,7 @@ import stat
 import struct
 import warnings
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -70,26 +71,32 @@ class Source(ABC):
         (classes, dtype) of the logits and the reference by role; labels have (0, dtype).
     spans
         Ranges of rows that can be read independently, in order, or None where any range can.
+    file
+        The mapping that the arrays are views of, if they are.
     """
 
     path: str
     rows: int
     shapes: dict[str, tuple[int, np.dtype[Any]]]
     spans: list[tuple[int, int]] | None = None
+    file: MappedFile | None = None
 
     @abstractmethod
     def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
         """Yield rows ``start`` to ``stop`` in order, at most ``step`` at a time."""
 
     def check(self) -> None:
-        """Raise if the file has changed since it was opened, so that what was read may be wrong."""
+        """Raise if the file was cut short since it was opened: what was read may be zeros that it never held."""
+        if self.file is not None:
+            self.file.check()
 
-    def release(self, start: int, stop: int) -> None:
-        """Rows ``start`` to ``stop`` are done with."""
-
-    def bytes_of(self, start: int, stop: int) -> memoryview | None:
-        """The file's bytes where those rows lie, with their offset as ``offset_of``; None where they lie nowhere."""
-        return None
+    def release(self, batch: Mapping[str, Array]) -> None:
+        """Give back the memory of rows that are done with."""
+        if self.file is not None:
+            for array in batch.values():
+                place = self.file.place(array)
+                if place is not None:
+                    self.file.release(*place)
 
 
 class MappedFile:
@@ -121,50 +128,36 @@ class MappedFile:
         if last > first:
             self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
-    def span(self, array: Array) -> tuple[int, int] | None:
-        """Return where in the file an array's bytes are, or None if it is no view of the file."""
-        first, last = np.lib.array_utils.byte_bounds(array)
-        first, last = first - self.address, last - self.address
-        return (first, last) if 0 <= first and last <= len(self.bytes) else None
+    def place(self, array: Array) -> tuple[int, int] | None:
+        """Return where in the file an array's bytes lie, or None if it is no view of the file."""
+        reach = [step * (length - 1) for step, length in zip(array.strides, array.shape, strict=True)]
+        first = array.__array_interface__["data"][0] - self.address + sum(min(r, 0) for r in reach)
+        last = first + sum(abs(r) for r in reach) + array.itemsize
+        return (first, last) if array.size and 0 <= first and last <= len(self.bytes) else None
 
 
 class ArraySource(Source):
-    """Views of mapped files: any rows at any time, without a copy."""
+    """Views of a mapped file: any rows at any time, without a copy."""
 
     def __init__(self, file: MappedFile, arrays: Mapping[str, Array]) -> None:
-        self.path = file.path
-        self.file = file
-        self._arrays = dict(arrays)
+        self.path, self.file = file.path, file
         self.rows, self.shapes = checked(file.path, {role: (a.shape, a.dtype) for role, a in arrays.items()})
+        self._arrays = {role: a.reshape(1, -1) if is_one_row(role, a.shape) else a for role, a in arrays.items()}
 
     def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
         for first in range(start, stop, step):
-            last = min(first + step, stop)
-            yield {role: a if one_row(a.shape, self.rows) else a[first:last] for role, a in self._arrays.items()}
-
-    def check(self) -> None:
-        self.file.check()
-
-    def release(self, start: int, stop: int) -> None:
-        if stop > start:
-            for array in self._arrays.values():
-                part = array if one_row(array.shape, self.rows) else array[start:stop]
-                # Of a column-major array a few rows are everywhere: all its pages are given back.
-                place = self.file.span(part)
-                if place is not None:
-                    self.file.release(*place)
-
-    def file_range(self, start: int, stop: int) -> tuple[int, int] | None:
-        """The bytes of the file that rows of the logits take, if they are together."""
-        array = self._arrays.get("logits")
-        if array is None or stop <= start or not array.flags.c_contiguous:
-            return None
-        return self.file.span(array[start:stop])
+            rows = slice(first, min(first + step, stop))
+            yield {r: a if repeats(r, len(a), self.rows) else a[rows] for r, a in self._arrays.items()}
 
 
-def one_row(shape: tuple[int, ...], rows: int) -> bool:
-    """Whether an array is a reference of one distribution, to be compared with every row."""
-    return (len(shape) == 2 and shape[0] == 1 != rows) or (len(shape) == 1 and shape[0] != rows)
+def is_one_row(role: str, shape: tuple[int, ...]) -> bool:
+    """Whether an array is a reference without an axis of rows."""
+    return role == "reference" and len(shape) == 1
+
+
+def repeats(role: str, length: int, rows: int) -> bool:
+    """Whether an array is a reference of one row, which every row is compared with."""
+    return role == "reference" and length == 1 != rows
 
 
 def checked(
@@ -183,7 +176,7 @@ def checked(
             continue
         if (dtype.kind != "f" or dtype.itemsize > 8) and dtype.name != "bfloat16":
             raise InputError(f"{path}: holds {dtype}; {role} are float16, bfloat16, float32 or float64")
-        if role == "reference" and len(shape) == 1:
+        if is_one_row(role, shape):
             shape = (1, *shape)
         if len(shape) != 2:
             raise InputError(f"{path}: has shape {shape}; {role} are 2-d, rows x classes")
@@ -200,7 +193,7 @@ def checked(
 def npy_array(file: MappedFile, first: int, last: int, what: str) -> Array:
     """Return the array of the ``.npy`` file that is bytes ``first`` to ``last`` of a mapped one, without a copy."""
     header = io.BytesIO(file.bytes[first : min(last, first + 2**20)].tobytes())
-    shape, fortran, dtype = npy_header(header, file.path, what)
+    shape, dtype, fortran = npy_header(header, file.path, what)
     place = first + header.tell()
     size = math.prod(shape) * dtype.itemsize
     if place + size > last:
@@ -211,7 +204,7 @@ def npy_array(file: MappedFile, first: int, last: int, what: str) -> Array:
     return np.ndarray(shape, dtype, file.bytes, place, order="F" if fortran else "C")
 
 
-def npy_header(file: Any, path: str, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def npy_header(file: Any, path: str, what: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     """Read the header of an ``.npy`` file. Pickled objects are refused: reading one would run code that it holds."""
     try:
         with warnings.catch_warnings():
@@ -228,7 +221,7 @@ def npy_header(file: Any, path: str, what: str) -> tuple[tuple[int, ...], bool, 
     except Exception as error:  # whatever NumPy's parser makes of a broken header: there is no common type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a readable {what} ({reason})") from error
-    return shape, fortran, dtype
+    return shape, dtype, fortran
 
 
 def open_npy(path: str, keys: Mapping[str, str | None]) -> Source:
@@ -240,6 +233,15 @@ def open_npy(path: str, keys: Mapping[str, str | None]) -> Source:
         raise InputError(f"{path}: an .npy file is one array, not {' and '.join(keys)}")
     file = MappedFile(path)
     return ArraySource(file, {role: npy_array(file, 0, len(file.bytes), ".npy file") for role in keys})
+
+
+class Member(NamedTuple):
+    """One array of an ``.npz`` file, as its header describes it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
 
 
 def choose(
@@ -276,96 +278,80 @@ def open_npz(path: str, keys: Mapping[str, str | None]) -> Source:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError) as error:
         raise InputError(f"{path}: not a readable {what} ({error})") from error
+    heads: dict[str, Member] = {}
     with archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if all(key in members for key in keys.values()):
-            members = {key: members[key] for key in keys.values() if key is not None}
-        heads = {}
-        for name, info in members.items():
+        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        for key, entry in entries.items():
             try:
-                with archive.open(info) as member:
-                    shape, fortran, dtype = npy_header(member, path, f"{what}: {info.filename}")
+                with archive.open(entry) as member:
+                    heads[key] = Member(entry.filename, *npy_header(member, path, f"{what}: {entry.filename}"))
             except InputError:
-                if keys and name in keys.values():
+                if key in keys.values():
                     raise
-                continue  # a member of another kind is nobody's logits
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
-                raise InputError(f"{path}: not a readable {what} ({info.filename}: {error})") from error
-            heads[name] = (shape, dtype, fortran)
-    chosen = choose(path, keys, {name: (shape, dtype) for name, (shape, dtype, _) in heads.items()})
-    if any(members[key].compress_type != zipfile.ZIP_STORED for key in chosen.values()):
-        return CompressedNpz(path, {role: (members[key].filename, heads[key]) for role, key in chosen.items()})
+                continue  # a member of another kind, which nobody asks for
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+                raise InputError(f"{path}: not a readable {what} ({entry.filename}: {error})") from error
+    chosen = choose(path, keys, {key: (head.shape, head.dtype) for key, head in heads.items()})
+    if any(entries[key].compress_type != zipfile.ZIP_STORED for key in chosen.values()):
+        return CompressedNpz(path, {role: heads[key] for role, key in chosen.items()})
     arrays = {}
     for role, key in chosen.items():
-        first = members[key].header_offset
+        first = entries[key].header_offset
         local = file.bytes[first : first + 30].tobytes()
         if len(local) < 30 or local[:4] != b"PK\3\4":
-            raise InputError(f"{path}: not a readable {what} ({members[key].filename} is not where it should be)")
-        name, extra = struct.unpack("<HH", local[26:30])
-        first += 30 + name + extra
-        arrays[role] = npy_array(file, first, min(len(file.bytes), first + members[key].file_size), what)
+            raise InputError(f"{path}: not a readable {what} ({entries[key].filename} is not where it should be)")
+        first += 30 + sum(struct.unpack("<HH", local[26:30]))  # its name and its extra field
+        arrays[role] = npy_array(file, first, min(len(file.bytes), first + entries[key].file_size), what)
     return ArraySource(file, arrays)
 
 
 class CompressedNpz(Source):
-    """Members of an ``.npz`` file that are compressed: unpacked in order, once, a chunk at a time."""
+    """Members of an ``.npz`` file that are compressed: unpacked in order, a chunk at a time."""
 
-    def __init__(self, path: str, members: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:
+    def __init__(self, path: str, members: Mapping[str, Member]) -> None:
         self.path = path
         self._members = members
-        heads = {role: (shape, dtype) for role, (_, (shape, dtype, _)) in members.items()}
-        self.rows, self.shapes = checked(path, heads)
+        self.rows, self.shapes = checked(path, {role: (m.shape, m.dtype) for role, m in members.items()})
         self.spans = [(0, self.rows)]
 
     def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
+        assert (start, stop) == (0, self.rows)
         try:
             with zipfile.ZipFile(self.path) as archive:
-                pieces = {role: self._pieces(archive, name, step, *head) for role, (name, head) in self._members.items()}
-                for first in range(0, max(stop, 1), step):
-                    batch = {role: next(piece) for role, piece in pieces.items()}
-                    skipped = max(start - first, 0)
-                    if first + step > start and first < stop:
-                        yield {
-                            role: a if one_row(a.shape, self.rows) else a[skipped : stop - first]
-                            for role, a in batch.items()
-                        }
-                # To the very end of each member: its checksum is compared there.
-                if stop == self.rows:
-                    for piece in pieces.values():
-                        next(piece, None)
-        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+                pieces = {role: self._pieces(archive, role, step) for role in self._members}
+                for _ in range(0, self.rows, step):
+                    yield {role: next(piece) for role, piece in pieces.items()}
+                for piece in pieces.values():
+                    next(piece, None)  # to the end of the member, where its checksum is compared
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise InputError(f"{self.path}: not a readable .npz file ({error})") from error
-        except Exception as error:
-            if type(error).__module__ in ("zlib", "lzma", "_lzma", "_bz2", "zipfile"):
-                raise InputError(f"{self.path}: not a readable .npz file ({error})") from error
-            raise
 
-    def _pieces(
-        self, archive: zipfile.ZipFile, name: str, step: int, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool
-    ) -> Iterator[Array]:
+    def _pieces(self, archive: zipfile.ZipFile, role: str, step: int) -> Iterator[Array]:
         """Yield a member's rows; one in column-major order cannot be read by rows and is unpacked whole."""
+        name, shape, dtype, fortran = self._members[role]
+        shape = (1, *shape) if is_one_row(role, shape) else shape
+        single = repeats(role, shape[0], self.rows)
         with archive.open(name) as member:
             npy_header(member, self.path, ".npz file")
-            single = one_row(shape, self.rows)
-            taken = shape[0] if fortran or single else step
-            for first in range(0, max(shape[0], 1), max(taken, 1)):
+            taken = max(shape[0], 1) if fortran or single else step
+            for first in range(0, shape[0], taken):
                 rows = min(taken, shape[0] - first)
                 piece = np.empty((rows, *shape[1:]), dtype, order="F" if fortran else "C")
-                fill(member, memoryview(piece.reshape(-1, order="A").view(np.uint8)))
-                while single:
-                    yield piece
-                yield from (piece[i : i + step] for i in range(0, max(rows, 1), step))
+                fill(member, memoryview(piece.reshape(-1, order="A").view(np.uint8)), name)
+                yield from (piece[i : i + step] for i in range(0, rows, step))
             if member.read(1):
                 raise ValueError(f"{name} is longer than its header says")
+            while single:
+                yield piece
 
 
-def fill(file: Any, buffer: memoryview) -> None:
+def fill(file: Any, buffer: memoryview, name: str) -> None:
     """Read a buffer full."""
     place = 0
     while place < len(buffer):
         read = file.readinto(buffer[place:])
         if not read:
-            raise EOFError("it ends early")
+            raise EOFError(f"{name} is cut short")
         place += read
 
 
