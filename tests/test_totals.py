@@ -151,7 +151,7 @@ def test_calibration_errors_are_those_of_the_definition():
     calibration = Calibration(15)
     calibration.add(confidence, right.astype(np.int64))
     assert abs(calibration_error(calibration.equal_width()) - plain_calibration_error(confidence, right, wide)) < 1e-9
-    # 16 divides the rows: the bins are the same but for rows at their borders that are within 2**-10 of each other.
+    # 16 divides the rows: the bins are the same but for rows at their borders that are within 2**-9 of each other.
     calibration = Calibration(16)
     calibration.add(confidence, right.astype(np.int64))
     bins = calibration.equal_mass()
@@ -194,6 +194,17 @@ def test_against_scikit_learn():
     bins = [bin_ for bin_ in summary.calibration if bin_.rows]
     np.testing.assert_allclose([bin_.accuracy for bin_ in bins], accuracy, rtol=1e-12)
     np.testing.assert_allclose([bin_.confidence for bin_ in bins], confidence, rtol=1e-8)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_up_to_two_classes_need_no_column_for_their_brier_score(classes):
+    columns, labels, weights, _ = score_in_numpy(np.random.default_rng(4), 2000, classes, np.float64)
+    told = totals_of(classes, columns, labels, weights).summary()
+    del columns["brier"]
+    derived = totals_of(classes, columns, labels, weights).summary()
+    assert derived.brier == pytest.approx(told.brier)
+    del columns["max_prob"]
+    assert totals_of(classes, columns, labels, weights).summary().brier is None
 
 
 def test_a_row_of_weight_zero_is_absent_and_an_infinite_loss_is_counted():

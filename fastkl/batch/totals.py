@@ -126,12 +126,13 @@ class EvenBins:
 
 
 class OctaveBins:
-    """Bins for values >= 0 over many orders of magnitude: 32 of equal width in each octave from 2**-40 to 2**24.
+    """Bins for values >= 0 over many orders of magnitude: 32 of equal width in each octave that float32 has.
 
-    A bin is at most 1/32 of its values wide. The first takes what is smaller, 0 too; the last what is larger, and +inf.
+    A bin is at most 1/32 of its values wide. The first takes what is below 2**-149, which of float32 is 0 alone; the
+    last what is 2**128 or more, which is +inf alone.
     """
 
-    LOWEST, HIGHEST, BITS = -40, 24, 5
+    LOWEST, HIGHEST, BITS = -149, 128, 5
 
     def __init__(self) -> None:
         self.counts = np.zeros(((self.HIGHEST - self.LOWEST) << self.BITS) + 2, np.int64)
@@ -173,12 +174,12 @@ class Calibration:
     Confidence is the largest probability. Bins of equal width are ((i - 1) / M, i / M], as in Guo et al. (2017); each
     sums its confidences rounded to 2**-32.
 
-    Bins of equal mass need the order of all rows, which no total can keep. So confidences are counted in 2**10 bins for
+    Bins of equal mass need the order of all rows, which no total can keep. So confidences are counted in 2**9 bins for
     each octave of 1 - confidence, down to 2**-32, and these are dealt whole: the one with r rows before it goes to mass
-    bin floor(M r / rows). Rows are misplaced only among confidences that differ by less than 2**-10 (1 - confidence).
+    bin floor(M r / rows). Rows are misplaced only among confidences that differ by less than 2**-9 (1 - confidence).
     """
 
-    LOWEST, BITS, OFFSET_BITS = -32, 10, 20
+    LOWEST, BITS, OFFSET_BITS = -32, 9, 20
 
     def __init__(self, bins: int) -> None:
         self.right = np.zeros((bins, 2), np.int64)  # rows that are wrong, rows that are right
@@ -319,7 +320,7 @@ class Summary:
         Rows predicted right, their share, and for each k the share of rows whose label has rank k or better.
     brier, confidence_brier
         Mean over valid rows of ``sum((p - one_hot(label))**2)``, and of ``(max(p) - correct)**2``, which looks at the
-        predicted class alone.
+        predicted class alone. With more than two classes the first needs the column ``brier``.
     ece, ece_equal_mass, calibration, calibration_equal_mass
         Expected calibration errors of the predicted class, and the bins that they were taken over.
     confusion
@@ -711,6 +712,9 @@ class Totals:
         for name in ("brier", "confidence_brier"):
             if name in self._sums:
                 told[name] = self._sums[name].mean()
+        if self.classes <= 2 and "brier" not in told and "confidence_brier" in told:
+            # Of two classes the other's error is the same, of one there is no other.
+            told["brier"] = self.classes * told["confidence_brier"]
         if "loss" in self._sums:
             told["infinite_losses"] = self._sums["loss"].infinite
             told["mean_loss"] = self._weighted_mean() if self._has_weights else self._sums["loss"].mean()
@@ -747,14 +751,13 @@ class Totals:
         return float(Fraction(weighted.units, weight.units)) if weight.units else math.nan
 
 
-def sparse(counts: Ints) -> dict[str, int]:
-    """Return the counts that are not 0, by their place."""
+def sparse(counts: Ints) -> list[list[int]]:
+    """Return the counts that are not 0: how far each is from the one before it, and the counts."""
     places = np.flatnonzero(counts)
-    return dict(zip(map(str, places.tolist()), counts.ravel()[places].tolist(), strict=True))
+    return [np.diff(places, prepend=0).tolist(), counts.ravel()[places].tolist()]
 
 
-def fill(counts: Ints, stored: Mapping[str, int]) -> None:
+def fill(counts: Ints, stored: Sequence[Sequence[int]]) -> None:
     """Put counts that `sparse` gave into an array of zeros."""
-    flat = counts.reshape(-1)
-    for place, count in stored.items():
-        flat[int(place)] = count
+    steps, values = stored
+    counts.reshape(-1)[np.cumsum(np.asarray(steps, np.int64))] = values
