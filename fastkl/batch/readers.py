@@ -256,8 +256,8 @@ def choose(
             fits = [k for k in fits if k not in keys.values()]
             key = role if role in shapes else fits[0] if len(fits) == 1 else None
             if key is None:
-                option = "--logits" if role == "logits" else f"--{role} FILE:"
-                raise InputError(f"{path}: which of {held(shapes)} are the {role}? Name one ({option}KEY)")
+                option = "--logits KEY" if role == "logits" else f"--{role} FILE:KEY"
+                raise InputError(f"{path}: which of {held(shapes)} are the {role}? Name one ({option})")
         if key not in shapes:
             raise InputError(f"{path}: holds no {key!r} for the {role}; it holds {held(shapes)}")
         chosen[role] = key

@@ -187,7 +187,8 @@ class Pass:
         row_bytes = SCORES_BYTES + sum(
             max(n, 1) * dtype.itemsize for source in self.streamed for n, dtype in source.shapes.values()
         )
-        cut = next((source.spans for source in self.streamed if source.spans is not None), None)
+        # Of two files in spans the one with fewer decides: the other skips to its place within one of its own.
+        cut = min((source.spans for source in self.streamed if source.spans is not None), key=len, default=None)
         aim = MAPPED_CHUNK_BYTES if cut is None else UNPACKED_CHUNK_BYTES
         self.step = parameters.chunk or max(1, aim // row_bytes)
         # An empty file too passes through once, and so gets its empty columns.
