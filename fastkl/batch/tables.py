@@ -196,7 +196,9 @@ class ParquetSource(Source):
                 if first >= stop or last <= start or first == last:
                     continue
                 # Pages are read as they are needed: a row group need not fit into memory.
-                with pa.parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=self._buffer) as table:
+                with pa.parquet.ParquetFile(
+                    self.path, pre_buffer=False, buffer_size=self._buffer, page_checksum_verification=True
+                ) as table:
                     row = first
                     for batch in table.iter_batches(
                         batch_size=step, row_groups=[self._groups[first]], columns=self._names, use_threads=False
