@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import html.parser
 import json
+import math
 import os
 import re
 import shutil
@@ -159,6 +160,9 @@ def test_what_others_wrote_is_text(tmp_path):
     assert not {"script", "b", "i"} & set(page.tags)
     for told in ("<script>alert(1)</script>\\udc80", *names[:4], "<i> \"' ", "bad\\udcff.npy: <label> 9"):
         assert told in page.text, told
+    _, page = page_of(Summary(100_000, 2, 0, mean_loss=0.1, accuracy=1e-6, ece=1 - 1e-9), tmp_path)
+    assert "Accuracy <0.01%" in page.text
+    assert "Calibration error >99.99%" in page.text
     with pytest.raises(ValueError, match="2 class names are given for 5 classes"):
         write_report(tmp_path / "report.html", summary_of(5, 5), class_names=["a", "b"])
 
@@ -197,7 +201,7 @@ def test_bars_hold_every_row_once(spread):
     totals.add({"loss": values}, 0, np.zeros(5000, int))
     histogram = totals.summary().histograms["loss"]
     axes = Figure().add_subplot()
-    report.draw_logarithmic(axes, histogram, "nats", 0.5, 1.0)
+    report.draw_nats(axes, histogram, 0.5, 1.0)
     assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(100)
     ordinary = [bar for bar in axes.patches if to_hex(bar.get_facecolor()) == LIGHT["main"]]
     assert len(ordinary) == len(axes.patches) - 2 > 10
@@ -216,7 +220,7 @@ def test_only_zeros_and_infinities_can_be_drawn():
     counts = np.zeros(len(edges) - 1, np.int64)
     counts[[0, -1]] = 1, 3
     axes = Figure().add_subplot()
-    report.draw_logarithmic(axes, Histogram(edges, counts), "nats", None, None)
+    report.draw_nats(axes, Histogram(edges, counts), None, None)
     assert sorted(bar.get_height() for bar in axes.patches)[-2:] == [25, 75]
 
 
@@ -262,6 +266,15 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_share_is_rounded_to_all_or_nothing_only_where_it_is():
+    shares = (None, math.nan, 0.0, 1e-9, 0.12345, 1 - 1e-9, 1.0)
+    assert [*map(report.percent, shares)] == ["", "", "0.00%", "<0.01%", "12.35%", ">99.99%", "100.00%"]
+    numbers = (-math.inf, -1.5e-7, 0.0, 12345.678)
+    assert [*map(report.number, numbers)] == ["−∞", "−1.5e−7", "0", "1.235e4"]
+    counts = (9, 9999, 10_400, 1_240_000, 99_000_000, 4 * 10**9)
+    assert [*map(report.compact, counts)] == ["9", "9999", "10k", "1.2M", "99M", "4.0G"]
+
+
 def browse(page: Path, *options: str) -> str:
     """Show a page in a browser of its own and return what it prints."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -292,7 +305,7 @@ def test_in_a_browser(tmp_path, width, columns):
     path = tmp_path / "report.html"
     write_report(path, summary_of(2000, 4, reference=True), title="model b", class_names=["ant", "bee", "cat", "dog"])
     page = Page(browse(path, "--dump-dom"))
-    for told in ("model b", "Agreement", "KL(reference ‖ model)", "uniform guess", "Worst rows", "shard-1.npy", "bee"):
+    for told in ("model b", "Agreement", "KL(reference ‖ model)", "uniform", "Worst rows", "shard-1.npy", "bee"):
         assert told in page.text, told
 
     # The page forbids itself all scripts; the one that measures it is let into a copy, which a frame shows: a window is

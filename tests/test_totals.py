@@ -82,10 +82,17 @@ def test_summary_is_what_the_definitions_say(rows, classes, dtype):
     confusion = np.zeros((classes, classes), int)
     np.add.at(confusion, (labels[valid], c["argmax"]), 1)
     np.testing.assert_array_equal(summary.confusion, confusion)
-    for name, values in (("loss", c["loss"]), ("confidence", c["max_prob"]), ("kl", columns["kl"][both])):
+    for name, values in (
+        ("loss", c["loss"]),
+        ("entropy", c["entropy"]),
+        ("confidence", c["max_prob"].astype(float)),
+        ("kl", columns["kl"][both]),
+        ("reverse_kl", columns["reverse_kl"][both]),
+        ("js", columns["js"][both]),
+    ):
         histogram = summary.histograms[name]
         np.testing.assert_array_equal(histogram.counts, np.histogram(values, histogram.edges)[0], err_msg=name)
-    assert summary.histograms["entropy"].counts.sum() == np.count_nonzero(valid)
+    assert len(summary.histograms) == 6
 
     order = np.argsort(-c["loss"], kind="stable")[:5]
     assert [row.row for row in summary.worst] == np.flatnonzero(valid)[order].tolist()

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,36 +269,35 @@ def panels(summary: Summary) -> list[Panel]:
                 lambda axes: draw_reliability(axes, summary),
             )
         )
+    # All but the confidence run over many orders of magnitude.
     drawings = (
-        ("loss", "Loss of the label", summary.mean_loss, "nats, log scale", math.log(summary.classes)),
-        ("entropy", "Entropy of the prediction", summary.mean_entropy, "nats", None),
-        ("confidence", "Confidence", None, "largest probability", None),
-        ("kl", "KL(reference ‖ model)", summary.mean_kl, "nats, log scale", None),
-        ("reverse_kl", "KL(model ‖ reference)", summary.mean_reverse_kl, "nats, log scale", None),
-        ("js", "Jensen–Shannon divergence", summary.mean_js, "nats, log scale", None),
+        ("loss", "Loss of the label", summary.mean_loss),
+        ("entropy", "Entropy of the prediction", summary.mean_entropy),
+        ("confidence", "Confidence", None),
+        ("kl", "KL(reference ‖ model)", summary.mean_kl),
+        ("reverse_kl", "KL(model ‖ reference)", summary.mean_reverse_kl),
+        ("js", "Jensen–Shannon divergence", summary.mean_js),
     )
-    for name, title, mean, unit, uniform in drawings:
+    uniform = math.log(summary.classes)
+    for name, title, mean in drawings:
         histogram = summary.histograms.get(name)
         if histogram is None or not histogram.counts.any():
             continue
-        logarithmic = "log" in unit
-        quantiles = {share: number(histogram.quantile(share)) for share in (0.5, 0.9, 0.99)}
-        caption = f"Median {quantiles[0.5]}, 90% below {quantiles[0.9]}, 99% below {quantiles[0.99]}."
-        if uniform:
-            caption += f" Guessing all classes alike would cost {number(uniform)}."
-        elif name == "entropy":
-            caption += f" The most that {summary.classes} classes allow is {number(math.log(summary.classes))}."
-        shown.append(
-            Panel(
-                name,
-                title,
-                f"Histogram. {caption}",
-                caption,
-                lambda axes, h=histogram, m=mean, u=unit, g=uniform, scale=logarithmic: (  # type: ignore[misc]
-                    draw_logarithmic(axes, h, u, m, g) if scale else draw_even(axes, h, u, m)
-                ),
+        if name == "confidence":
+            shares = np.cumsum(histogram.counts[::-1]) / histogram.counts.sum()
+            caption = f"{percent(shares[4])} of the rows have at least 0.9, {percent(shares[0])} at least 0.98."
+            draw = partial(draw_confidence, histogram=histogram)
+        else:
+            median, most, nearly_all = (number(histogram.quantile(share), 2) for share in (0.5, 0.9, 0.99))
+            caption = f"Median {median}, 90% below {most}, 99% below {nearly_all}."
+            if name == "loss" and uniform:
+                caption += f" To guess all classes alike costs {number(uniform)}."
+            elif name == "entropy":
+                caption += f" {summary.classes} classes allow up to {number(uniform)}."
+            draw = partial(
+                draw_nats, histogram=histogram, mean=mean, uniform=uniform if name in ("loss", "entropy") else None
             )
-        )
+        shown.append(Panel(name, title, f"Histogram. {caption}", caption, draw))
     return shown
 
 
@@ -315,8 +315,8 @@ def draw_reliability(axes: Axes, summary: Summary) -> None:
     axes.plot([0, 1], [0, 1], color=LIGHT["faint"], linewidth=0.9, linestyle="--")
     mass = summary.calibration_equal_mass
     dots = np.array([(bin_.confidence, bin_.accuracy, *interval(bin_)) for bin_ in mass]).T
-    axes.vlines(dots[0], dots[2], dots[3], color=LIGHT["ink"], linewidth=0.8)
-    axes.plot(dots[0], dots[1], "o", color=LIGHT["ink"], markersize=3.2)
+    axes.vlines(dots[0], dots[2], dots[3], color=LIGHT["ink"], linewidth=0.8, clip_on=False)
+    axes.plot(dots[0], dots[1], "o", color=LIGHT["ink"], markersize=3.2, clip_on=False)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
 
 
@@ -328,16 +328,14 @@ def interval(bin_: CalibrationBin) -> tuple[float, float]:
     return min(middle - reach, p), max(middle + reach, p)
 
 
-def draw_even(axes: Axes, histogram: Histogram, unit: str, mean: float | None) -> None:
-    """Draw a histogram of equally wide bins."""
+def draw_confidence(axes: Axes, histogram: Histogram) -> None:
+    """Draw a histogram of probabilities."""
     share = 100 * histogram.counts / histogram.counts.sum()
     axes.bar(histogram.edges[:-1], share, np.diff(histogram.edges) * 0.94, align="edge", color=LIGHT["main"])
-    axes.set(xlim=(0, histogram.edges[-1]), xlabel=unit, ylabel="% of rows")
-    if mean is not None:
-        mark(axes, mean, f"mean {number(mean)}")
+    axes.set(xlim=(0, 1), xlabel="largest probability", ylabel="% of rows")
 
 
-def draw_logarithmic(axes: Axes, histogram: Histogram, unit: str, mean: float | None, uniform: float | None) -> None:
+def draw_nats(axes: Axes, histogram: Histogram, mean: float | None, uniform: float | None) -> None:
     """Draw a histogram over orders of magnitude; what is too small or too large for it gets a bar of its own."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -360,15 +358,15 @@ def draw_logarithmic(axes: Axes, histogram: Histogram, unit: str, mean: float | 
     axes.bar(edges[:-1], share, np.diff(edges) * 0.94, align="edge", color=LIGHT["main"])
     left, right = edges[0], edges[-1]
     room = max(ratio, (right / left) ** 0.04)
-    for count, start, text, side in ((counts[0], left / room**2, "0", -1), (counts[-1], right * room, "∞", 1)):
+    for count, start, text, side in ((counts[0], left / room**2, "< 10⁻⁴⁴", -1), (counts[-1], right * room, "∞", 1)):
         if count:
             axes.bar(start, 100 * count / total, start * (room - 1), align="edge", color=LIGHT["other"])
             axes.annotate(
                 text, (start * math.sqrt(room), 100 * count / total), ha="center", va="bottom", color=LIGHT["other"]
             )
             left, right = (start / room, right) if side < 0 else (left, start * room**2)
-    axes.set(xlim=(left, right), xlabel=unit, ylabel="% of rows")
-    lowest_decade, highest_decade = math.ceil(math.log10(left)), math.floor(math.log10(right))
+    axes.set(xlim=(left, right), xlabel="nats, log scale", ylabel="% of rows")
+    lowest_decade, highest_decade = math.ceil(math.log10(edges[0])), math.floor(math.log10(edges[-1]))
     apart = 1 + (highest_decade - lowest_decade) // 7
     decades = [decade for decade in range(lowest_decade, highest_decade + 1) if decade % apart == 0]
     axes.xaxis.set_major_locator(FixedLocator([10.0**decade for decade in decades]))
@@ -377,7 +375,7 @@ def draw_logarithmic(axes: Axes, histogram: Histogram, unit: str, mean: float | 
     if mean is not None and 0 < mean < math.inf:
         mark(axes, mean, f"mean {number(mean)}")
     if uniform:
-        mark(axes, uniform, "uniform guess", line=":", level=1.07)
+        mark(axes, uniform, "uniform", line=":", level=1.07)
 
 
 def mark(axes: Axes, place: float, text: str, line: str = "-", level: float = 1.0) -> None:
@@ -436,7 +434,8 @@ def as_svg(panel: Panel, size: tuple[float, float]) -> str:
     text = re.sub(r'^(<svg[^>]*?) width="[^"]*"', r"\1", text)
     for name, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{name})")
-    told = f'<title id="{panel.name}-title">{panel.title}</title><desc id="{panel.name}-desc">{panel.spoken}</desc>'
+    spoken = html.escape(panel.spoken)
+    told = f'<title id="{panel.name}-title">{panel.title}</title><desc id="{panel.name}-desc">{spoken}</desc>'
     start = f'<svg role="img" aria-labelledby="{panel.name}-title {panel.name}-desc"'
     opening = text.index(">") + 1
     return start + text[len("<svg") : opening] + told + text[opening:]
@@ -473,7 +472,7 @@ def page(
         parts.append('<section><h2>Figures</h2><div class="figures">')
         for panel in shown:
             parts.append(f"<figure><h3>{panel.title}</h3>{as_svg(panel, (4.6, 2.9))}")
-            parts.append(f"<figcaption>{panel.caption}</figcaption></figure>")
+            parts.append(f"<figcaption>{html.escape(panel.caption)}</figcaption></figure>")
         parts.append("</div></section>")
     parts.append(summary_table(summary))
     if summary.confusion is not None and summary.confusion.any() and summary.classes <= CONFUSION_DRAWN:
@@ -509,7 +508,7 @@ def headline(summary: Summary) -> str:
         ("Mean KL", number(summary.mean_kl)),
         ("Agreement", percent(summary.agreement)),
     )
-    boxes = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in told if value)
+    boxes = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in told if value)
     return f'<dl class="headline">{boxes}</dl>'
 
 
@@ -568,7 +567,7 @@ def summary_table(summary: Summary) -> str:
     if summary.no_divergence:
         told.append(("Rows without a reference", f"{summary.no_divergence:,}", "theirs holds no distribution"))
     lines = "".join(
-        f'<tr><th scope="row">{name}</th><td class="number">{value}</td><td>{meaning}</td></tr>'
+        f'<tr><th scope="row">{name}</th><td class="number">{html.escape(value)}</td><td>{meaning}</td></tr>'
         for name, value, meaning in told
         if value
     )
@@ -590,15 +589,15 @@ def confusion_section(summary: Summary, class_names: Sequence[str] | None) -> st
     panel = Panel(
         "confusion",
         "Confusion matrix",
-        html.escape(spoken),
-        f"Rows by their true class (down) and the predicted one (across). {html.escape(spoken)}",
+        spoken,
+        f"Rows by their true class (down) and the predicted one (across). {spoken}",
         lambda axes: draw_confusion(axes, confusion, names),
         (margin, margin, 0.05, 0.05),
     )
     side = margin + min(6.5, 1.5 + 0.27 * summary.classes)
     return (
         f'<section><h2>{panel.title}</h2><figure style="max-width: {7 * side:.1f}rem">{as_svg(panel, (side, side))}'
-        f"<figcaption>{panel.caption}</figcaption></figure></section>"
+        f"<figcaption>{html.escape(panel.caption)}</figcaption></figure></section>"
     )
 
 
@@ -608,13 +607,13 @@ def rows_section(heading: str, text: str, rows: Sequence[Row], value: str | None
     def class_name(index: int | None) -> str:
         if index is None or not names:
             return "" if index is None else str(index)
-        return html.escape(names[index])
+        return names[index]
 
     sources = {row.source for row in rows}
     if len(sources) == 1 and rows[0].source:
         text += f" All of them are in {rows[0].source}."
     columns: list[tuple[str, str, list[str]]] = [
-        ("file", "", [html.escape(row.source) if len(sources) > 1 else "" for row in rows]),
+        ("file", "", [row.source if len(sources) > 1 else "" for row in rows]),
         ("row", "number", [f"{row.row:,}" for row in rows]),
         (value or "", "number", [number(row.value) if value else "" for row in rows]),
         ("true", "" if names else "number", [class_name(row.true) for row in rows]),
@@ -626,7 +625,7 @@ def rows_section(heading: str, text: str, rows: Sequence[Row], value: str | None
     columns = [column for column in columns if any(column[2])]
     head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for name, kind, _ in columns)
     body = "".join(
-        "<tr>" + "".join(f'<td class="{kind}">{cells[i]}</td>' for _, kind, cells in columns) + "</tr>"
+        "<tr>" + "".join(f'<td class="{kind}">{html.escape(cells[i])}</td>' for _, kind, cells in columns) + "</tr>"
         for i in range(len(rows))
     )
     return (
@@ -635,13 +634,13 @@ def rows_section(heading: str, text: str, rows: Sequence[Row], value: str | None
     )
 
 
-def number(value: float | None) -> str:
-    """Return a number with four digits, as text; nothing for the mean of nothing."""
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with so many digits, as text; nothing for the mean of nothing."""
     if value is None or math.isnan(value):
         return ""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    text = f"{value:.4g}"
+    text = f"{value:.{digits}g}"
     if "e" in text:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}e{int(exponent)}"
@@ -649,8 +648,13 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share as a percentage with two decimals; nothing for a share of nothing."""
-    return "" if share is None or math.isnan(share) else f"{100 * share:.2f}%"
+    """Return a share as a percentage with two decimals, which is 0 or 100 only for all or none; nothing for NaN."""
+    if share is None or math.isnan(share):
+        return ""
+    text = f"{100 * share:.2f}%"
+    if text == "100.00%" and share < 1:
+        return ">99.99%"
+    return "<0.01%" if text == "0.00%" and share > 0 else text
 
 
 def power_of_ten(exponent: int) -> str:

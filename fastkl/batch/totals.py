@@ -110,19 +110,21 @@ class Histogram:
 
 
 class EvenBins:
-    """Bins of equal width over [0, upper]."""
+    """50 bins of equal width for probabilities."""
 
-    def __init__(self, upper: float, count: int) -> None:
-        self.upper, self.counts = upper, np.zeros(count, np.int64)
+    COUNT = 50
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(self.COUNT, np.int64)
 
     def add(self, values: Floats) -> None:
         """Count values."""
-        places = (values * (len(self.counts) / self.upper)).astype(np.int64)
-        self.counts += np.bincount(np.minimum(places, len(self.counts) - 1), minlength=len(self.counts))
+        places = np.minimum((values * self.COUNT).astype(np.int64), self.COUNT - 1)
+        self.counts += np.bincount(places, minlength=self.COUNT)
 
     def histogram(self) -> Histogram:
         """Return the counts with their edges."""
-        return Histogram(np.linspace(0, self.upper, len(self.counts) + 1), self.counts.copy())
+        return Histogram(np.arange(self.COUNT + 1) / self.COUNT, self.counts.copy())
 
 
 class OctaveBins:
@@ -457,12 +459,10 @@ class Totals:
         if has_reference:
             self._counts["no_divergence"] = 0
         self._histograms: dict[str, EvenBins | OctaveBins] = {
-            name: OctaveBins() for name in ("loss", "kl", "reverse_kl", "js") if has({name})
+            name: OctaveBins() for name in ("loss", "entropy", "kl", "reverse_kl", "js") if has({name})
         }
-        if has({"entropy"}):
-            self._histograms["entropy"] = EvenBins(math.log(classes) if classes > 1 else 1.0, 50)
         if has({"max_prob"}):
-            self._histograms["confidence"] = EvenBins(1.0, 50)
+            self._histograms["confidence"] = EvenBins()
         self._calibration = Calibration(bins) if has({"max_prob", "correct"}) else None
         if self._calibration:
             self._sums["confidence_brier"] = ExactSum()
