@@ -277,10 +277,12 @@ def score(
     """
     x_given, r_given = (given,) * 2 if isinstance(given, str) else given
     x_t, r_t = temperature if isinstance(temperature, tuple) else (temperature,) * 2
-    x, dtype = _logits_of(logits, x_given, x_t)
+    (order,), dtype = _read(logits)
+    x = _logits_of(logits, x_given, x_t, dtype)
+    if x_given != "probs":
+        order = x     # the logs of unequal probabilities may be equal when rounded
     top = x.max(axis=-1, initial=-np.inf)
     holds = np.isfinite(top)     # a NaN is its row's maximum
-    (order,), _ = _read(logits)
     by_rank = np.argsort(-order, axis=-1, kind="stable")
     _, less1 = _total_less_one(x, np.ones_like(x), -1)
     log_total = np.log1p(less1)[..., 0]
@@ -304,8 +306,8 @@ def score(
         columns["top_k_log_prob"] = np.take_along_axis(np.asarray(log_softmax(x)), best, -1)
     pair = dtype
     if reference is not None:
-        y, y_dtype = _logits_of(reference, r_given, r_t)
-        pair = np.result_type(dtype, y_dtype)
+        pair = np.result_type(dtype, _read(reference)[1])
+        x, y = _logits_of(logits, x_given, x_t, pair), _logits_of(reference, r_given, r_t, pair)
         x, y = np.broadcast_arrays(x, y)
         both = holds & np.isfinite(y.max(axis=-1, initial=-np.inf))
         columns["kl"], columns["reverse_kl"], columns["js"] = (np.where(both, v, np.nan) for v in _divergences(y, x))
@@ -323,12 +325,14 @@ _STATISTICS = (
 )  # fmt: skip
 
 
-def _logits_of(array: ArrayLike, given: str, temperature: float) -> tuple[np.ndarray, np.dtype]:
-    """Return the logits over the temperature, and the type of the result. Logits are divided in that type."""
-    (x,), dtype = _read(array)
+def _logits_of(array: ArrayLike, given: str, temperature: float, dtype: np.dtype) -> np.ndarray:
+    """Return the logits over the temperature; the quotient is rounded to the type, logs of probabilities are not."""
+    (x,), _ = _read(array)
     if given == "probs":
-        return np.log(np.where(x == 0, 0.0, x)) / temperature, dtype
-    return (x.astype(dtype) / dtype.type(temperature)).astype(np.float64), dtype
+        log_p: np.ndarray = np.log(np.where(x == 0, 0.0, x)) / temperature
+        return log_p
+    quotient: np.ndarray = (x.astype(dtype) / dtype.type(temperature)).astype(np.float64)
+    return quotient
 
 
 def _divergences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _args
-from ._args import Array
+from . import _args, _kernels
+from ._args import FLOAT64, Array
+from ._threads import threads_for
 from .registry import STATISTICS, Statistic
 
 _GIVEN = ("logits", "probs", "log_probs")
 _BY_NAME = {statistic.name: statistic for statistic in STATISTICS}
+_EXACT = {"argmax": np.int64, "rank": np.int64, "correct": np.bool_, "agree": np.bool_, "top_k": np.int64}
 
 
 class Scores(Mapping[str, Array]):
@@ -225,9 +227,34 @@ def score(
     divisors = tuple(
         _divisor(t, d) for t, d in zip(_pair(temperature, "temperature"), (x, x if y is None else y), strict=True)
     )
+    names = [column for name in asked for column in _BY_NAME[name].columns or (name,)]
     k = _top(k, classes) if "top_k" in asked else 0
-    columns = _columns(x, classes_of, y, asked, holds, divisors, k, n_threads)
-    return Scores(columns, shape)
+    if classes_of is not None:
+        # Also where no statistic asks for them. The kernel checks them again as it reads them.
+        bad, bits = _kernels.active.check_labels(classes_of, classes, None)
+        if bad >= 0:
+            _args.raise_bad_label(bad, bits, classes_of, classes)
+
+    probs = tuple(one == "probs" for one in holds)
+    own = [name for name in names if not _needs_reference(name)]
+    both = [name for name in names if _needs_reference(name)]
+    columns = {}
+    dtype, probs_of = _args.result_dtype(x), probs[:1]
+    operands = [x]
+    if y is not None and both:
+        pair = _args.result_dtype(x, y)
+        if own and (pair is not dtype or probs[1] > probs[0]):
+            # The statistics of the logits alone are computed in their own type: a read of their own.
+            columns = _run([x], classes_of, own, dtype, probs[:1], divisors, k, n_threads)
+            own = []
+        operands, dtype, probs_of = [x, y], pair, probs
+    if own or both:
+        columns |= _run(operands, classes_of, own + both, dtype, probs_of, divisors, k, n_threads)
+    return Scores({name: columns[name] for name in names}, shape)
+
+
+def _needs_reference(column: str) -> bool:
+    return column in _BY_NAME and "reference" in _BY_NAME[column].needs
 
 
 def _fitted(array: Array, shape: tuple[int, ...]) -> Array:
@@ -289,29 +316,23 @@ def _top(k: Any, classes: int) -> int:
     return count
 
 
-def _columns(
-    x: Array, labels: Array | None, y: Array | None, asked: list[str], given: tuple[str, ...],
+def _run(
+    operands: Sequence[Array], labels: Array | None, names: list[str], dtype: np.dtype[Any], probs: tuple[bool, ...],
     temperature: tuple[float, ...], k: int, n_threads: int | None,
 ) -> dict[str, Array]:  # fmt: skip
-    from . import reference
-    from .information import entropy
-    from .labels import softmax_cross_entropy
-    from .logspace import logsumexp
-
-    dtype = _args.result_dtype(x)
-    if given[0] == "probs":
-        with np.errstate(all="ignore"):
-            z = np.log(np.where(x == 0, 0.0, x.astype(np.float64))) / temperature[0]
-    else:
-        z = x if temperature[0] == 1 else x.astype(dtype) / dtype.type(temperature[0])
-    exact = {}
-    if "lse" in asked:
-        exact["lse"] = np.asarray(logsumexp(z, n_threads=n_threads)).astype(dtype)
-    if labels is not None:    # also where no loss is asked for: a label out of range is refused
-        exact["loss"] = np.asarray(softmax_cross_entropy(z, labels, n_threads=n_threads)).astype(dtype)
-    if "entropy" in asked:
-        exact["entropy"] = np.asarray(entropy(z, given="logits", n_threads=n_threads)).astype(dtype)
-    columns = reference.score(
-        x, labels, y, stats=asked, given=(given[0], given[1]), temperature=(temperature[0], temperature[1]), k=k or 5
+    """Fill columns of one float type, in one read."""
+    shape = operands[0].shape[:-1]
+    columns = {}
+    for name in names:
+        size = (*shape, k) if name.startswith("top_k") else shape
+        columns[name] = np.empty(size, _EXACT.get(name, dtype))
+    # The logs of probabilities are taken, and kept, in float64.
+    double = dtype is FLOAT64 or any(probs)
+    threads = threads_for(n_threads, sum(operand.size for operand in operands) * (8 if double else 4))
+    bad, bits = _kernels.active.score(
+        double, dtype is not FLOAT64, tuple(operands), labels, probs, temperature, k, columns, threads
     )
-    return {name: exact.get(name, column) for name, column in columns.items()}
+    if bad >= 0:
+        assert labels is not None
+        _args.raise_bad_label(bad, bits, labels, operands[0].shape[-1])
+    return columns

@@ -230,6 +230,21 @@ def test_given(kind: str, dtype: str, rng: np.random.Generator) -> None:
     assert set(mixed) == set(got)
 
 
+@pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-4, 1e-6])
+@dtypes
+def test_divergences_of_probabilities(dtype: str, distance: float, rng: np.random.Generator) -> None:
+    p = rng.dirichlet(np.full(50, 2.0), 20)
+    q = p * (1 + distance * rng.uniform(-0.9, 0.9, p.shape))
+    p, q = p.astype(dtype), (2 * q).astype(dtype)
+    got = fk.score(p, None, q, stats=["kl", "reverse_kl", "js"], given="probs")
+    eps = float(np.finfo(dtype).eps)
+    for i in range(20):
+        rows = [[mp.log(mp.mpf(v)) for v in row.astype(np.float64).tolist()] for row in (p[i], q[i])]
+        right = exact_of_two(*rows)
+        for name, column in got.items():
+            assert abs(column[i] - right[name]) <= 32 * eps * right[name], (name, column[i], float(right[name]))
+
+
 def assert_same(got: Any, right: dict[str, np.ndarray], dtype: str, multiple: float) -> None:
     assert list(got) == list(right)
     for name, column in got.items():
@@ -277,6 +292,51 @@ def test_mixed_types(rng: np.random.Generator) -> None:
     wide = fk.score(x.astype(np.float64), None, y, stats=["kl", "js"])
     assert scores["kl"].tobytes() == wide["kl"].tobytes()
     assert scores["js"].tobytes() == wide["js"].tobytes()
+
+
+# The same bits ----------------------------------------------------------------------------------------------------
+
+
+def bits(scores: fk.Scores, rows: Any = slice(None)) -> dict[str, bytes]:
+    return {name: column[rows].tobytes() for name, column in scores.items()}
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 63, 64, 65, 255, 256, 257, 1000, 4097, 131_073])
+@dtypes
+def test_however_a_row_comes(dtype: str, size: int, tier: str, rng: np.random.Generator) -> None:
+    n = 200 if size <= 300 else 20 if size < 10_000 else 3
+    x, y = (3 * rng.normal(size=(2, n, size))).astype(dtype)
+    y[n // 2 :] = near(x[n // 2 :], 1e-3, rng)
+    odd = rng.choice(n, n // 3, replace=False)
+    x[odd, rng.integers(size, size=odd.size)] = rng.choice([-np.inf, np.nan, np.inf, 60.0], odd.size)
+    x[0], y[-1, 0] = -np.inf, np.nan
+    labels = rng.integers(size, size=n)
+    k = min(size, 5)
+
+    def score(a: Any, b: Any, c: Any, **keywords: Any) -> fk.Scores:
+        return fk.score(a, b, c, stats=EVERY, k=k, **keywords)
+
+    whole = score(x, labels, y, n_threads=1)
+    for i in range(n):
+        alone = score(x[i].copy(), labels[i], y[i].copy())
+        assert bits(alone, ()) == bits(whole, i), f"row {i} alone"
+    for n_threads in (2, 3, 8):
+        assert bits(score(x, labels, y, n_threads=n_threads)) == bits(whole), f"{n_threads} threads"
+    wide = np.full((n, 2 * size + 1), np.nan, dtype)
+    wide[:, 1::2] = x
+    assert bits(score(wide[:, 1::2], labels, y)) == bits(whole), "every second"
+    assert bits(score(np.asfortranarray(x), labels, np.asfortranarray(y))) == bits(whole), "Fortran"
+    swapped = [v.astype(v.dtype.newbyteorder()) for v in (x, labels, y)]
+    assert bits(score(*swapped)) == bits(whole), "byte-swapped"
+    assert bits(score(x[::-1], labels[::-1], y[::-1]), slice(None, None, -1)) == bits(whole), "rows reversed"
+    for name in EVERY:    # asked for alone
+        alone = fk.score(x, labels, y, stats=[name], k=k)
+        assert all(c.tobytes() == whole[column].tobytes() for column, c in alone.items()), name
+    one = score(x, labels, y[0])
+    assert bits(one) == bits(score(x, labels, np.tile(y[0], (n, 1)))), "one reference row"
+    if tier == "avx2" and "avx512" in fk._kernels.supported():
+        with fk._kernels.use("avx512"):
+            assert bits(score(x, labels, y)) == bits(whole), "AVX-512 and AVX2 differ"
 
 
 # Edges ------------------------------------------------------------------------------------------------------------
