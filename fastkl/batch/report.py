@@ -11,17 +11,16 @@ import io
 import math
 import os
 import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastkl.batch.totals import CalibrationBin, Histogram, Row, Summary
+from fastkl.batch.writers import replacing, target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +140,9 @@ def write_report(
     """
     if class_names is not None and len(class_names) != summary.classes:
         raise ValueError(f"{len(class_names)} class names are given for {summary.classes} classes")
-    replace_file(path, page(summary, title, details or {}, class_names, set_aside).encode("utf-8", "backslashreplace"))
+    text = page(summary, title, details or {}, class_names, set_aside)
+    with replacing(target(path)) as output:
+        output.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_plot(path: str | os.PathLike[str], summary: Summary, *, title: str = "Scores") -> None:
@@ -177,27 +178,8 @@ def write_plot(path: str | os.PathLike[str], summary: Summary, *, title: str = "
             axes.set_title(panel.title, loc="left", pad=22)  # above the marks
         buffer = io.BytesIO()
         picture.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    replace_file(path, buffer.getvalue())
-
-
-def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file beside its place, and put it there when it is on the disk."""
-    # A symbolic link is followed: the rename is to replace the file, not the link.
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise OSError(f"{os.fspath(path)}: is not a regular file, and would be replaced")
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as output:
-            output.write(content)
-            output.flush()
-            os.fsync(output.fileno())
-        os.replace(partial, target)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+    with replacing(target(path)) as output:
+        output.write(buffer.getvalue())
 
 
 @dataclass(frozen=True)
