@@ -276,8 +276,10 @@ def test_brier_scores_from_two_temperatures(rng, dtype, spread, temperature):
             weights = [mpmath.exp(mpmath.mpf(float(v))) for v in z[row]]
             p = [w / mpmath.fsum(weights) for w in weights]
             exact = mpmath.fsum((v - (j == labels[row])) ** 2 for j, v in enumerate(p))
-            # A loss below the smallest number of its type is none.
-            near = 16 * float(np.finfo(dtype).eps) * (1 + 7 * spread) * exact + float(np.finfo(dtype).smallest_subnormal)
+            # Losses are good to 4 + d/2 eps, and to half their type's smallest number; at half the temperature d doubles.
+            second, first = np.sort(z[row].astype(float))[-2:]
+            relative = 4 * float(np.finfo(dtype).eps) * (4 + first - second) * (1 + 7 * spread)
+            near = relative * exact + float(np.finfo(dtype).smallest_subnormal)
             assert abs(found[row] - exact) <= near, (row, found[row], exact)
 
 

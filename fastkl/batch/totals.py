@@ -163,7 +163,7 @@ def brier(scores: Mapping[str, npt.NDArray[Any]], sharper: Mapping[str, npt.NDAr
 
         (1 - exp(-L))**2 + exp(-2 L) (exp(L') - 1)
 
-    no digits cancel: it is right to a few eps of the losses times 1 + L, or to the smallest number of their type.
+    no digits cancel: it is off by a few times the error of the losses, times 1 + L.
 
     Parameters
     ----------
