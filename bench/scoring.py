@@ -149,7 +149,8 @@ def from_parquet(folder: Path, size: float, classes: int, threads: int, repeats:
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     print(f"\n{rows * classes * 4 / 1e9:.2f} GB in Parquet, {kind}: loss of {rows} x {classes} float32 to Parquet")
     print(f"fastkl score    {median(ours):7.2f} s  peak {peaks[0]:6.0f} MB  ({threads} threads)")
-    print(f"pandas + SciPy  {median(theirs):7.2f} s  peak {peaks[1]:6.0f} MB  {median(theirs) / median(ours):.1f} times as long")
+    ratio = median(theirs) / median(ours)
+    print(f"pandas + SciPy  {median(theirs):7.2f} s  peak {peaks[1]:6.0f} MB  {ratio:.1f} times as long")
     (folder / "x.parquet").unlink()
 
 

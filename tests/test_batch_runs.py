@@ -393,7 +393,8 @@ def sparse_file(path: Path, rows: int, classes: int) -> None:
                 arrow.write_batch(pa.record_batch({"logits": values}))
         else:
             head = io.BytesIO()
-            np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(zeros.reshape(rows, -1)))
+            shape = np.lib.format.header_data_from_array_1_0(zeros.reshape(rows, classes))
+            np.lib.format.write_array_header_1_0(head, shape)
             with zipfile.ZipFile(holes, "w") as archive:
                 archive.writestr("logits.npy", head.getvalue())
                 entry = archive.getinfo("logits.npy")
@@ -605,8 +606,8 @@ def test_given_and_temperature(tmp_path: Path) -> None:
     p, z = rng.dirichlet(np.ones(5), 100), rng.normal(size=(100, 5))
     np.savez(tmp_path / "x.npz", logits=z, reference=p)
     run = main(
-        ["score", str(tmp_path / "x.npz"), "--reference", "reference", "--given", "logits,probs", "--temperature", "2,1",
-         "--stats", "kl,top_k", "--top-k", "2", "--out", str(tmp_path / "s.npz")]
+        ["score", str(tmp_path / "x.npz"), "--reference", "reference", "--given", "logits,probs", "--temperature",
+         "2,1", "--stats", "kl,top_k", "--top-k", "2", "--out", str(tmp_path / "s.npz")]
     )  # fmt: skip
     assert run == 0
     whole = fk.score(z, None, p, stats=["kl", "top_k"], given=("logits", "probs"), temperature=(2, 1), k=2)

@@ -84,6 +84,16 @@ static void fk_unwatch(int place) {
         sigaction(SIGBUS, &fk_before, NULL);
 }
 
+#if !defined(MADV_POPULATE_READ)
+#define MADV_POPULATE_READ 22 /* Linux 5.14; older ones refuse, and the pages come one by one */
+#endif
+
+/* Advice on the pages that [address, address + size) touches. What it cannot do is told when they are read. */
+static void fk_advise(const char *address, size_t size, int advice) {
+    uintptr_t first = (uintptr_t)address & ~(uintptr_t)(fk_page - 1);
+    madvise((void *)first, (uintptr_t)address + size - first, advice);
+}
+
 static int fk_lost(int place) { return atomic_load(&fk_mappings[place].lost); }
 
 #endif

@@ -7,6 +7,8 @@ cdef extern from "mapped.h":
     int fk_watch(const void* address, size_t size)
     void fk_unwatch(int place)
     bint fk_lost(int place)
+    void fk_advise(const char* address, size_t size, int advice) nogil
+    int MADV_POPULATE_READ, MADV_DONTNEED
 
 
 cdef class Watched:
@@ -30,6 +32,18 @@ cdef class Watched:
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.view.buf, self.view.len, True, flags)
+
+    def fetch(self, Py_ssize_t first, Py_ssize_t last):
+        """Map the pages of some bytes at once: a fault for each would cost more than scoring short rows."""
+        if 0 <= first < last <= self.view.len:
+            with nogil:
+                fk_advise(<const char*>self.view.buf + first, last - first, MADV_POPULATE_READ)
+
+    def give_back(self, Py_ssize_t first, Py_ssize_t last):
+        """Unmap the pages of some bytes, which stay in the system's cache of the file, but do not count as ours."""
+        if 0 <= first < last <= self.view.len:
+            with nogil:
+                fk_advise(<const char*>self.view.buf + first, last - first, MADV_DONTNEED)
 
     @property
     def lost(self):

@@ -55,8 +55,8 @@ def pair(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 DESCRIPTION = """\
 Score each row of files of logits and print a summary. Without INPUT it scores 899 hand-written digits that the package
 carries. INPUT is a file, or a folder, a quoted pattern or several files: then each is a shard, in the order of names.
-Read are .npy, .npz, .safetensors, Parquet (.parquet, .pq) and Arrow (.arrow, .feather, .ipc, .arrows): rows x classes of
-float16, bfloat16, float32 or float64, as an array, a column of lists, or one column for each class."""
+Read are .npy, .npz, .safetensors, Parquet (.parquet, .pq) and Arrow (.arrow, .feather, .ipc, .arrows): rows x classes
+of float16, bfloat16, float32 or float64, as an array, a column of lists, or one column for each class."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -127,11 +127,11 @@ def described(run: Run, source: str) -> str:
     summary = run.summary
     # A file name need not be text in any encoding; the summary is.
     name = source.encode(errors="backslashreplace").decode()
-    lines = [(f"{name}: fastkl {build['version']}, {build['tier']}", None)]
+    lines = [f"{name}: fastkl {build['version']}, {build['tier']}"]
 
     def tell(what: str, value: Any, form: str = "", more: str = "") -> None:
         if value is not None:
-            lines.append((what, f"{value:{form}}{more}"))
+            lines.append(f"{what:<15}{value:{form}}{more}")
 
     if run.shards + len(run.set_aside) > 1:
         done = f" ({run.skipped} done before)" if run.skipped else ""
@@ -161,7 +161,7 @@ def described(run: Run, source: str) -> str:
             f" (a NaN, a +inf or nothing but -inf): predicted as -1, {wrong}left out of the means",
         )
     tell("set aside", len(run.set_aside) or None, "", " of the shards: see above")
-    return "\n".join(what if value is None else f"{what:<15}{value}" for what, value in lines)
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Checksum:
             import xxhash
         except ImportError:
             raise InputError("a manifest's checksums need xxhash: pip install 'fastkl[score]'") from None
-        self._xxh3 = xxhash.xxh3_64_digest
+        self._xxh3: Any = xxhash.xxh3_64_digest
         self.path = path
         self.stat = os.stat(path)
         self._digests: dict[int, bytes] = {}

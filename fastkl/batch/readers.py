@@ -90,13 +90,20 @@ class Source(ABC):
         if self.file is not None:
             self.file.check()
 
+    def fetch(self, batch: Mapping[str, Array]) -> None:
+        """Have the pages of some rows mapped, where they lie together: of a few rows in columns all would be."""
+        for file, array in self._mapped(batch):
+            if array.flags.c_contiguous and (place := file.place(array)) is not None:
+                file.watched.fetch(*place)
+
     def release(self, batch: Mapping[str, Array]) -> None:
         """Give back the memory of rows that are done with."""
-        if self.file is not None:
-            for array in batch.values():
-                place = self.file.place(array)
-                if place is not None:
-                    self.file.release(*place)
+        for file, array in self._mapped(batch):
+            if (place := file.place(array)) is not None:
+                file.watched.give_back(*place)
+
+    def _mapped(self, batch: Mapping[str, Array]) -> Iterator[tuple[MappedFile, Array]]:
+        return ((self.file, array) for array in batch.values()) if self.file is not None else iter(())
 
 
 class MappedFile:
@@ -109,10 +116,10 @@ class MappedFile:
             if not stat.S_ISREG(self.stat.st_mode):
                 raise InputError(f"{path}: not a regular file, so it cannot be memory-mapped")
             if not self.stat.st_size:
-                raise InputError(f"{path}: not a readable {FORMATS.get(Path(path).suffix, '')} file (it is empty)")
+                raise InputError(f"{path}: not a readable {Path(path).suffix} file (it is empty)")
             self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.watched = Watched(self._mapping)
-        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self.watched, np.uint8)
+        self.bytes: npt.NDArray[np.uint8] = np.asarray(self.watched).view(np.uint8)
         self.address = self.bytes.__array_interface__["data"][0]
 
     def check(self) -> None:
@@ -121,19 +128,12 @@ class MappedFile:
         if self.watched.lost or self._mapping.size() < len(self.bytes):
             raise InputError(f"{self.path}: the file was cut short while it was being read")
 
-    def release(self, first: int, last: int) -> None:
-        """Give back the pages of bytes ``first`` to ``last``. They stay in the system's cache of the file."""
-        first = first // mmap.PAGESIZE * mmap.PAGESIZE
-        last = min(-(-last // mmap.PAGESIZE) * mmap.PAGESIZE, len(self.bytes))
-        if last > first:
-            self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
-
     def place(self, array: Array) -> tuple[int, int] | None:
         """Return where in the file an array's bytes lie, or None if it is no view of the file."""
         reach = [step * (length - 1) for step, length in zip(array.strides, array.shape, strict=True)]
         first = array.__array_interface__["data"][0] - self.address + sum(min(r, 0) for r in reach)
         last = first + sum(abs(r) for r in reach) + array.itemsize
-        return (first, last) if array.size and 0 <= first and last <= len(self.bytes) else None
+        return (first, last) if array.size and first >= 0 and last <= len(self.bytes) else None
 
 
 class ArraySource(Source):
@@ -337,7 +337,7 @@ class CompressedNpz(Source):
             for first in range(0, shape[0], taken):
                 rows = min(taken, shape[0] - first)
                 piece = np.empty((rows, *shape[1:]), dtype, order="F" if fortran else "C")
-                fill(member, memoryview(piece.reshape(-1, order="A").view(np.uint8)), name)
+                fill(member, piece.reshape(-1, order="A").view(np.uint8).data, name)
                 yield from (piece[i : i + step] for i in range(0, rows, step))
             if member.read(1):
                 raise ValueError(f"{name} is longer than its header says")
@@ -412,7 +412,8 @@ def bfloat16(path: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError:
         raise InputError(f"{path}: bfloat16 needs ml_dtypes: pip install 'fastkl[score]'") from None
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def open_source(path: str, keys: Mapping[str, str | None]) -> Source:

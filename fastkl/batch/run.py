@@ -18,7 +18,8 @@ from fastkl.batch.totals import Summary, Totals
 from fastkl.batch.writers import form_of, target
 
 #: What runs shards: it yields each with what it came to, in any order.
-Runner = Callable[[Sequence[Shard], Parameters, int, Advance | None], Iterable[tuple[Shard, Scored | InputError]]]
+Outcome = tuple[Shard, Scored | InputError]
+Runner = Callable[[Sequence[Shard], Parameters, int | None, Advance | None], Iterable[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Run:
 
 
 def run_here(
-    shards: Sequence[Shard], parameters: Parameters, classes: int, advance: Advance | None
-) -> Iterator[tuple[Shard, Scored | InputError]]:
+    shards: Sequence[Shard], parameters: Parameters, classes: int | None, advance: Advance | None
+) -> Iterator[Outcome]:
     """Score shards one after another in this process, on as many threads as the parameters say."""
     for shard in shards:
         try:
@@ -97,7 +98,7 @@ def score_files(
     logits
         A file, or a folder, a pattern or several files: then each file is a shard, in the order of their names.
         ``.npy``, ``.npz``, ``.safetensors``, Parquet (``.parquet``, ``.pq``) and Arrow (``.arrow``, ``.feather``,
-        ``.ipc``, ``.arrows``); rows x classes of float16, bfloat16, float32 or float64. Files may be larger than memory.
+        ``.ipc``, ``.arrows``); rows x classes of float16, bfloat16, float32 or float64; larger than memory or not.
     labels, reference
         The true classes, and the reference model's logits: a file, ``FILE:KEY``, a folder with a file for each shard by
         its name, or a key or column of the files of logits. A reference of one row stands for all.
@@ -159,7 +160,7 @@ def score_files(
         raise ValueError("resume needs out: without results there is nothing to go on from")
     inputs = [logits] if isinstance(logits, (str, os.PathLike)) else list(logits)
     texts = [None if value is None else os.fspath(value) for value in (labels, reference)]
-    shards, folder = find_shards(inputs, *texts, key, out, form)
+    shards, folder = find_shards(inputs, texts[0], texts[1], key, out, form)
     parameters = Parameters(
         None if stats is None else tuple(stats), given, temperature, k, complete, resume or folder is not None, chunk,
         n_threads,
@@ -186,9 +187,9 @@ def score_files(
                 },
             }  # fmt: skip
             manifest = Manifest(folder / "manifest.json" if folder else Path(f"{os.fspath(out)}.manifest.json"), head)
-        done = manifest.load() if manifest is not None and resume else {}
-        done = {shard.name: done[shard.name] for shard in shards if shard.name in done}
-        done = {s.name: done[s.name] for s in shards if s.name in done and verified(done[s.name], s.inputs, s.out or "")}
+        noted = manifest.load() if manifest is not None and resume else {}
+        there = [s for s in shards if s.name in noted and verified(noted[s.name], s.inputs, s.out or "")]
+        done = {shard.name: noted[shard.name] for shard in there}
         whole: Totals | None = None
         for name, entry in done.items():
             whole = added(whole, Totals.from_json(entry["totals"]))

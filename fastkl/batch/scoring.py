@@ -27,10 +27,11 @@ from fastkl.batch.totals import OF_LABELS, OF_LOGITS, OF_REFERENCE, TELLS_INVALI
 from fastkl.batch.writers import open_writer
 from fastkl.registry import STATISTICS
 
-#: The numbers that a chunk has by default. Mapped pages are taken and given back at less cost in larger chunks, and
-#: what is unpacked on the way stays in the last-level cache in smaller ones.
+#: The bytes that a chunk has by default. Mapped pages are taken and given back at less cost in larger chunks, and what
+#: is unpacked on the way stays in the last-level cache in smaller ones. All threads' chunks together have a limit.
 MAPPED_CHUNK_BYTES = 16 * 2**20
 UNPACKED_CHUNK_BYTES = 4 * 2**20
+ALL_CHUNKS_BYTES = 128 * 2**20
 
 #: About what a row's scores and totals take beside its numbers.
 SCORES_BYTES = 128
@@ -56,7 +57,8 @@ class Parameters:
 
     def check(self, labels: bool, reference: bool) -> None:
         """Raise ValueError or TypeError, as `fastkl.score` does, for what it does not take."""
-        self.score(np.zeros((1, 2)), np.zeros(1, int) if labels else None, np.zeros((1, 2)) if reference else None, None)
+        x = np.zeros((1, 2))
+        self.score(x, np.zeros(1, int) if labels else None, x if reference else None, None)
 
     def columns(self, labels: bool, reference: bool, written: bool) -> tuple[list[str], list[str], list[str]]:
         """Return the statistics to compute, those of them that are asked for, and those that the totals take."""
@@ -129,7 +131,7 @@ def together(sources: Sequence[Source], start: int, stop: int, step: int) -> Ite
             while not heads[i] or not rows_in(heads[i]):
                 heads[i] = next(stream, {})
                 if not heads[i]:
-                    raise InputError(f"{sources[i].path}: ends after {row} rows, though it says it has {sources[i].rows}")
+                    raise InputError(f"{sources[i].path}: ends after {row} rows, but says it has {sources[i].rows}")
         taken = min(map(rows_in, heads))
         yield [{role: a if alone(head, role) else a[:taken] for role, a in head.items()} for head in heads]
         heads = [{role: a if alone(head, role) else a[taken:] for role, a in head.items()} for head in heads]
@@ -189,12 +191,12 @@ class Pass:
         )
         # Of two files in spans the one with fewer decides: the other skips to its place within one of its own.
         cut = min((source.spans for source in self.streamed if source.spans is not None), key=len, default=None)
-        aim = MAPPED_CHUNK_BYTES if cut is None else UNPACKED_CHUNK_BYTES
+        self.threads = parameters.threads or _threads.available()
+        aim = min(MAPPED_CHUNK_BYTES if cut is None else UNPACKED_CHUNK_BYTES, ALL_CHUNKS_BYTES // self.threads)
         self.step = parameters.chunk or max(1, aim // row_bytes)
         # An empty file too passes through once, and so gets its empty columns.
         step = self.step
         self.spans = cut or [(a, min(a + step, self.rows)) for a in range(0, max(1, self.rows), step)]
-        self.threads = parameters.threads or _threads.available()
         self.workers = min(self.threads, len(self.spans))
         self.stop = threading.Event()
         self._own = threading.local()
@@ -234,6 +236,8 @@ class Pass:
             if self.stop.is_set():
                 raise Stopped
             arrays = {role: array for batch in batches for role, array in batch.items()}
+            for source, batch in zip(self.streamed, batches, strict=True):
+                source.fetch(batch)
             labels = arrays.get("labels")
             if labels is not None:
                 labels = checked_labels(labels, self.label_path, row, self.classes)
@@ -255,7 +259,7 @@ class Pass:
     def nothing(self) -> list[dict[str, Array]]:
         """Return a batch of no rows."""
         return [
-            {role: np.empty((0, n) if n else 0, dtype) for role, (n, dtype) in source.shapes.items()}
+            {role: np.empty(0 if role == "labels" else (0, n), dtype) for role, (n, dtype) in source.shapes.items()}
             for source in self.streamed
         ]
 

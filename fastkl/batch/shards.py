@@ -42,7 +42,7 @@ def found(inputs: Sequence[Name]) -> tuple[list[tuple[str, Path]], bool]:
     """Return files by name, sorted by name, and whether they are shards (a folder, a pattern, or several files)."""
     files: list[tuple[str, Path]] = []
     many = len(inputs) > 1
-    for one in map(os.fspath, inputs):
+    for one in [os.fspath(name) for name in inputs]:
         path = Path(one)
         if path.is_dir():
             inside = [(str(file.relative_to(path)), file) for file in readable(path)]
@@ -86,7 +86,7 @@ def operand(role: str, text: str | None, shard: tuple[str, Path], many: bool) ->
         return Operand(str(same[0]), key)
     if path.exists():
         if many and role == "labels":
-            raise InputError(f"{where}: one file of labels for several shards; give a folder with one for each, or a key")
+            raise InputError(f"{where}: one file of labels for several shards; give a folder with one for each")
         return Operand(where, key)
     if path.suffix.lower() in FORMATS or os.sep in where:
         raise FileNotFoundError(2, "No such file or directory", where)
@@ -133,7 +133,7 @@ def find_shards(
     for shard in shards:
         if shard.out is not None and os.path.exists(shard.out):
             for other in shards if len(shards) < 100 else [shard]:
-                for path in other.inputs:
-                    if os.path.exists(path) and os.path.samefile(shard.out, path):
+                for source in other.inputs:
+                    if os.path.exists(source) and os.path.samefile(shard.out, source):
                         raise InputError(f"{shard.out}: is also an input, and would be replaced")
     return shards, folder

@@ -184,7 +184,7 @@ class ParquetSource(Source):
             if rows:
                 first = next(table.iter_batches(batch_size=1, columns=self._names, use_threads=False))
             heads = {role: self._columns.head(role, first) for role in keys}
-        shapes = {role: ((rows, n) if n else (rows,), dtype) for role, (n, dtype) in heads.items()}
+        shapes = {role: ((rows,) if role == "labels" else (rows, n), dtype) for role, (n, dtype) in heads.items()}
         self.rows, self.shapes = checked(path, shapes)
         self.spans = [(start, start + n) for start, n in zip(starts, groups, strict=True) if n] or [(0, 0)]
         self._groups = {start: i for i, (start, n) in enumerate(zip(starts, groups, strict=True)) if n}
@@ -223,7 +223,7 @@ class ArrowSource(Source):
     def __init__(self, path: str, keys: Mapping[str, str | None]) -> None:
         self.path = path
         file = MappedFile(path)
-        self._mapped = file
+        self._whole = file
         with refusing(path, "Arrow file"):
             reader = self._reader()
             self._columns = Columns(path, reader.schema, keys)
@@ -239,12 +239,12 @@ class ArrowSource(Source):
                 self._batches = []
                 rows = sum(map(len, self._read()))
                 self.spans = [(0, rows)]
-        shapes = {role: ((rows, n) if n else (rows,), dtype) for role, (n, dtype) in heads.items()}
+        shapes = {role: ((rows,) if role == "labels" else (rows, n), dtype) for role, (n, dtype) in heads.items()}
         self.rows, self.shapes = checked(path, shapes)
 
     def _reader(self) -> Any:
-        whole = pa.py_buffer(self._mapped.watched)
-        if self._mapped.bytes[:6].tobytes() == b"ARROW1":
+        whole = pa.py_buffer(self._whole.watched)
+        if self._whole.bytes[:6].tobytes() == b"ARROW1":
             return pa.ipc.open_file(pa.BufferReader(whole))
         return pa.ipc.open_stream(pa.BufferReader(whole))
 
@@ -255,9 +255,9 @@ class ArrowSource(Source):
         return iter(reader)
 
     def _lies_in_file(self, column: Any) -> bool:
-        first = self._mapped.address
+        first = self._whole.address
         buffers = [buffer for buffer in column.buffers() if buffer is not None and buffer.size]
-        return all(first <= buffer.address <= first + len(self._mapped.bytes) for buffer in buffers)
+        return all(first <= buffer.address <= first + len(self._whole.bytes) for buffer in buffers)
 
     def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
         with refusing(self.path, "Arrow file"):
@@ -271,7 +271,7 @@ class ArrowSource(Source):
                     break
 
     def check(self) -> None:
-        self._mapped.check()
+        self._whole.check()
 
 
 def open_arrow(path: str, keys: Mapping[str, str | None]) -> Source:

@@ -219,7 +219,14 @@ def start_csv(file: Any, schema: Any) -> Any:
 
 
 #: The endings of the files that are written.
-ENDINGS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".npz": "npz", ".csv": "csv"}
+ENDINGS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".npz": "npz",
+    ".csv": "csv",
+}
 
 
 def form_of(path: str | os.PathLike[str]) -> str:
