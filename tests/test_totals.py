@@ -276,7 +276,7 @@ def test_brier_scores_from_two_temperatures(rng, dtype, spread, temperature):
             weights = [mpmath.exp(mpmath.mpf(float(v))) for v in z[row]]
             p = [w / mpmath.fsum(weights) for w in weights]
             exact = mpmath.fsum((v - (j == labels[row])) ** 2 for j, v in enumerate(p))
-            # Losses are good to 4 + d/2 eps, and to half their type's smallest number; at half the temperature d doubles.
+            # Losses are good to 4 + d/2 eps, and to their type's smallest number; half the temperature doubles d.
             second, first = np.sort(z[row].astype(float))[-2:]
             relative = 4 * float(np.finfo(dtype).eps) * (4 + first - second) * (1 + 7 * spread)
             near = relative * exact + float(np.finfo(dtype).smallest_subnormal)
