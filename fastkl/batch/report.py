@@ -331,7 +331,8 @@ def draw_nats(axes: Axes, histogram: Histogram, mean: float | None, uniform: flo
     lowest, highest = min([lowest, *finite]), max([highest, *finite])
     first, last = math.floor(math.log2(lowest)), math.ceil(math.log2(highest))
     first, last = min(first, last - 3), last
-    step = next(step for step in 2.0 ** np.arange(-3, 8) if last - first <= 64 * step)
+    bars = 64 if total >= 10_000 else 32  # few rows make ragged bars
+    step = next(step for step in 2.0 ** np.arange(-3, 8) if last - first <= bars * step)
     wanted = 2.0 ** np.arange(first, last + step, step)
     # Bars end where bins end, at the nearest: no row is counted by guess.
     ends = np.clip(np.searchsorted(histogram.edges[1:-1] * (1 + 1 / 64), wanted), 0, len(counts) - 2)
