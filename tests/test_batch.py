@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import resource
@@ -20,7 +19,7 @@ import fastkl as fk
 from fastkl import reference
 from fastkl.batch import InputError, score_files
 from fastkl.batch.command import digits, main
-from fastkl.batch.readers import Logits
+from fastkl.batch.readers import open_source
 
 COMMAND = [sys.executable, "-m", "fastkl", "score"]
 
@@ -65,22 +64,25 @@ def test_columns_are_what_the_functions_give_for_the_whole_array(tmp_path: Path,
     np.save(tmp_path / "y.npy", y.astype(np.uint8))
     score_files(tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "s.npz", chunk=64)
     with np.load(tmp_path / "s.npz") as scores:
-        assert list(scores) == ["loss", "logsumexp", "entropy", "predicted", "correct"]
+        whole = fk.score(x, y)
+        assert list(scores) == list(whole)
+        for name in whole:
+            assert (scores[name].dtype, scores[name].tobytes()) == (whole[name].dtype, whole[name].tobytes())
         for name, ours, definition in [
             ("loss", fk.softmax_cross_entropy(x, y), reference.softmax_cross_entropy(x, y)),
-            ("logsumexp", fk.logsumexp(x), reference.logsumexp(x)),
+            ("lse", fk.logsumexp(x), reference.logsumexp(x)),
             ("entropy", fk.entropy(x, given="logits"), reference.entropy(x, given="logits")),
         ]:
             assert scores[name].dtype == ours.dtype == (np.float64 if dtype == "float64" else np.float32)
             assert scores[name].tobytes() == ours.tobytes()
             np.testing.assert_allclose(ours, definition, rtol=1e-5)
-        assert scores["predicted"].tolist() == np.argmax(x, axis=1).tolist()
+        assert scores["argmax"].tolist() == np.argmax(x, axis=1).tolist()
         assert scores["correct"].tolist() == (np.argmax(x, axis=1) == y).tolist()
 
 
 def test_summary_of_the_digits() -> None:
     logits, labels = digits()
-    summary = score_files(logits, labels)
+    summary = score_files(logits, labels).summary
     x, y = np.load(logits), np.load(labels)
     losses = reference.softmax_cross_entropy(x.astype(np.float64), y)
     assert (summary.rows, summary.classes, summary.invalid) == (899, 10, 0)
@@ -109,10 +111,10 @@ def test_nothing_depends_on_chunk_or_threads(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", y)
     results = set()
     for chunk, threads in [(None, None), (None, 1), (1, 1), (7, 2), (4096, 3), (4097, 8), (10**9, 2)]:
-        summary = score_files(
+        run = score_files(
             tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "s.npz", chunk=chunk, n_threads=threads
         )
-        results.add((dataclasses.replace(summary, seconds=0.0), (tmp_path / "s.npz").read_bytes()))
+        results.add((repr(run.summary), (tmp_path / "s.npz").read_bytes()))
     assert len(results) == 1
 
 
@@ -123,7 +125,7 @@ def test_without_labels_there_is_no_loss(files: tuple[Path, Path, Path], capsys:
     assert "mean entropy" in said
     assert "loss" not in said
     with np.load(out) as scores:
-        assert list(scores) == ["logsumexp", "entropy", "predicted"]
+        assert list(scores) == ["lse", "entropy", "perplexity", "max_prob", "argmax", "margin"]
 
 
 def test_rows_that_hold_no_distribution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +140,7 @@ def test_rows_that_hold_no_distribution(tmp_path: Path, capsys: pytest.CaptureFi
     mean = (np.log(2) + np.log1p(np.exp(-9)) + 0) / 3
     assert f"mean loss      {mean:.6g} nats" in said
     with np.load(tmp_path / "s.npz") as scores:
-        assert scores["predicted"].tolist() == [0, -1, 0, -1, -1, 1]
+        assert scores["argmax"].tolist() == [0, -1, 0, -1, -1, 1]
         assert scores["correct"].tolist() == [True, False, True, False, False, True]
         assert np.isnan(scores["loss"]).tolist() == [False, True, False, True, True, False]
 
@@ -146,7 +148,7 @@ def test_rows_that_hold_no_distribution(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_label_without_a_chance_costs_infinitely_much(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[0, -np.inf], [0, 0]]))
     np.save(tmp_path / "y.npy", np.array([1, 1]))
-    summary = score_files(tmp_path / "x.npy", tmp_path / "y.npy")
+    summary = score_files(tmp_path / "x.npy", tmp_path / "y.npy").summary
     assert (summary.mean_loss, summary.perplexity, summary.invalid) == (np.inf, np.inf, 0)
 
 
@@ -159,7 +161,7 @@ def test_no_rows(tmp_path: Path, labelled: bool, capsys: pytest.CaptureFixture[s
     assert "rows           0\n" in capsys.readouterr().out
     with np.load(tmp_path / "s.npz") as scores:
         assert {name: scores[name].shape for name in scores} == dict.fromkeys(scores, (0,))
-        assert len(scores) == (5 if labelled else 3)
+        assert len(scores) == (9 if labelled else 6)
 
 
 # What is refused
@@ -192,8 +194,8 @@ def test_logits_of_a_wrong_kind(
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
-        (np.zeros(299, np.int64), "has shape (299,), but "),
-        (np.zeros((300, 1), np.int64), "has shape (300, 1), but "),
+        (np.zeros(299, np.int64), "has 299 rows of labels, but "),
+        (np.zeros((300, 1), np.int64), "has shape (300, 1), but labels are 1-d"),
         (np.zeros(300, np.float64), "holds float64; labels are integers"),
         (np.zeros(300, bool), "holds bool; labels are integers"),
         (np.r_[np.zeros(260, int), 17, np.zeros(39, int)], "label 17 in row 260 is out of range for 17 classes"),
@@ -228,9 +230,13 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path, capsys: pytest.Capture
 
 def test_files_that_are_no_npy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.npy: No such file or directory" in complaint(capsys, tmp_path / "none.npy")
-    assert "not a regular file" in complaint(capsys, tmp_path)
-    os.mkfifo(tmp_path / "pipe")
-    assert "not a regular file" in complaint(capsys, tmp_path / "pipe")
+    assert "holds no file that ends in one of .arrow, " in complaint(capsys, tmp_path)
+    (tmp_path / "scores.txt").touch()
+    assert "ends in none of .arrow, " in complaint(capsys, tmp_path / "scores.txt")
+    os.mkfifo(tmp_path / "pipe.npy")
+    assert "not a regular file" in complaint(capsys, tmp_path / "pipe.npy")
+    os.mkfifo(tmp_path / "pipe.parquet")
+    assert "not a regular file" in complaint(capsys, tmp_path / "pipe.parquet")
     (tmp_path / "text.npy").write_text("0.1 0.9\n")
     assert "not a readable .npy file" in complaint(capsys, tmp_path / "text.npy")
     (tmp_path / "empty.npy").touch()
@@ -248,11 +254,14 @@ def test_a_truncated_file(files: tuple[Path, Path, Path], kept: int, capsys: pyt
 
 
 def test_a_file_cut_short_while_it_is_read(files: tuple[Path, Path, Path]) -> None:
-    x = Logits(files[0])
-    x.rows(0, 100)
+    x = open_source(str(files[0]), {"logits": None})
+    before = next(x.batches(0, 100, 100))["logits"]
+    x.check()
     os.truncate(files[0], 4000)
+    assert before[0].any()
+    assert not next(x.batches(100, 200, 100))["logits"].any()  # touched, and the process lives
     with pytest.raises(InputError, match="cut short while it was being read"):
-        x.rows(100, 200)
+        x.check()
 
 
 def test_broken_headers_are_errors_and_nothing_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +290,7 @@ def test_broken_headers_are_errors_and_nothing_worse(tmp_path: Path, capsys: pyt
         (["--chunk", "-5"], "argument --chunk: -5 is not positive"),
         (["--chunk", "many"], "argument --chunk: invalid int value: 'many'"),
         (["--speed=3"], "unrecognized arguments: --speed=3"),
-        (["--labels", "labels.npy"], "--labels is given without LOGITS.npy"),
+        (["--labels", "labels.npy"], "--labels is given without INPUT"),
     ],
 )
 def test_arguments_that_make_no_sense(
@@ -322,10 +331,18 @@ def test_outputs_that_cannot_be(files: tuple[Path, Path, Path], capsys: pytest.C
     before = sorted(os.listdir(folder))
     missing = folder / "missing" / "scores.npz"
     assert f"{missing}: No such file or directory" in complaint(capsys, logits, "--out", missing)
-    assert f"{folder}: is a folder" in complaint(capsys, logits, "--out", folder)
-    assert "would be replaced" in complaint(capsys, logits, "--out", "/dev/null")
-    assert "is also an input" in complaint(capsys, logits, "--out", folder / "." / "logits.npy")
-    assert "is also an input" in complaint(capsys, logits, "--labels", labels, "--out", labels)
+    assert "results end in one of .parquet, " in complaint(capsys, logits, "--out", "/dev/null")
+    pipe = folder / "pipe.npz"
+    os.mkfifo(pipe)
+    assert "is a device or pipe, and would be replaced" in complaint(capsys, logits, "--out", pipe)
+    pipe.unlink()
+    linked = folder / "linked.npz"
+    linked.symlink_to(logits)
+    assert "is also an input" in complaint(capsys, logits, "--out", linked)
+    linked.unlink()
+    linked.symlink_to(labels)
+    assert "is also an input" in complaint(capsys, logits, "--labels", labels, "--out", linked)
+    linked.unlink()
     assert "Not a directory" in complaint(capsys, logits, "--out", labels / "scores.npz")
     assert sorted(os.listdir(folder)) == before
 
@@ -356,7 +373,7 @@ def test_a_full_disk_leaves_the_old_result(tmp_path: Path, limit: int) -> None:
         timeout=60,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", "fastkl: error: File too large\n")
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"fastkl: error: {tmp_path}/s.npz: File too large\n")
     assert sorted(os.listdir(tmp_path)) == ["s.npz", "x.npy", "y.npy"]
     assert (tmp_path / "s.npz").read_bytes() == b"old"
 

@@ -1,10 +1,12 @@
 """Batch scoring: files of logits that may be larger than memory, read in chunks of rows.
 
-``readers`` opens files and vouches for them, ``writers`` keeps results from ever being half-written, ``scoring`` is the
-loop between the two, ``command`` is the command line on top of it (``fastkl score``).
+``readers`` and ``tables`` open files and vouch for them, ``writers`` keeps results from ever being half-written,
+``shards`` finds files, ``scoring`` scores one of them, ``totals`` adds up, ``manifest`` remembers, ``run`` is all of
+that together, ``command`` is the command line on top of it (``fastkl score``), ``report`` the page that it may write.
 """
 
 from fastkl.batch.readers import InputError
-from fastkl.batch.scoring import Summary, score_files
+from fastkl.batch.run import Run, score_files
+from fastkl.batch.totals import Summary
 
-__all__ = ["InputError", "Summary", "score_files"]
+__all__ = ["InputError", "Run", "Summary", "score_files"]

@@ -1,6 +1,7 @@
-"""The command line: ``fastkl score [LOGITS.npy] [--labels LABELS.npy] [--out SCORES.npz]``.
+"""The command line: ``fastkl score INPUT... [--labels ...] [--reference ...] [--out ...]``.
 
-Whatever goes wrong with files or arguments is one line on stderr and exit code 2; 130 after Ctrl-C.
+Whatever goes wrong with files or arguments is one line on stderr and exit code 2; 1 if some of several shards were set
+aside and the others are done; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import fastkl as fk
 from fastkl.batch.readers import InputError
-from fastkl.batch.scoring import Summary, score_files
+from fastkl.batch.run import Run, score_files
+from fastkl.batch.scoring import Advance, Parameters
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,26 +41,74 @@ def positive(text: str) -> int:
 positive.__name__ = "int"  # argparse names the type in "invalid int value"
 
 
+def pair(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Read an option that is one value, or two with a comma between, for the logits and the reference."""
+
+    def read(text: str) -> Any:
+        parts = [kind(part) for part in text.split(",")]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+    read.__name__ = kind.__name__
+    return read
+
+
+DESCRIPTION = """\
+Score each row of files of logits and print a summary. Without INPUT it scores 899 hand-written digits that the package
+carries. INPUT is a file, or a folder, a quoted pattern or several files: then each is a shard, in the order of names.
+Read are .npy, .npz, .safetensors, Parquet (.parquet, .pq) and Arrow (.arrow, .feather, .ipc, .arrows): rows x classes
+of float16, bfloat16, float32 or float64, as an array, a column of lists, or one column for each class."""
+
+
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser(prog="fastkl", description="Score batches of distributions on CPUs.")
     parser.add_argument("--version", action="version", version=f"fastkl {fk.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     score = commands.add_parser(
-        "score",
-        help="loss, log-sum-exp, entropy and predicted class of each row of logits",
-        description="Score each row of a file of logits and print a summary. Without LOGITS.npy it scores 899 "
-        "hand-written digits that the package carries.",
+        "score", help="loss, entropy, rank, KL and more of each row of logits", description=DESCRIPTION
     )
-    score.add_argument("logits", nargs="?", metavar="LOGITS.npy", help="rows x classes, float16, float32 or float64")
-    score.add_argument("--labels", metavar="LABELS.npy", help="the true class of each row, any integer type")
-    score.add_argument(
+    score.add_argument("inputs", nargs="*", metavar="INPUT", help="files of logits")
+    read = score.add_argument_group("what is read")
+    read.add_argument(
+        "--labels",
+        metavar="L",
+        help="the true classes: a key or column of the INPUT, a file, FILE:KEY, or a folder with a file for each shard",
+    )
+    read.add_argument("--reference", metavar="R", help="the logits of a reference model, named as --labels are")
+    read.add_argument(
+        "--logits",
+        metavar="KEY",
+        help="the key or column of the logits, or a pattern of columns (default: 'logits', or the only one that fits)",
+    )
+    read.add_argument(
+        "--given",
+        type=pair(str),
+        default="logits",
+        metavar="G",
+        help="what the numbers are: logits, probs or log_probs; two with a comma for INPUT,reference",
+    )
+    read.add_argument(
+        "--temperature", type=pair(float), default=1.0, metavar="T", help="divide the logits by T; two with a comma"
+    )
+    written = score.add_argument_group("what is written")
+    written.add_argument(
         "--out",
-        metavar="SCORES.npz",
-        help="write one value per row: loss, logsumexp, entropy, predicted, correct; replaced only when complete",
+        metavar="OUT",
+        help="a value per row and statistic: .parquet, .arrow, .feather, .npz or .csv; for shards a folder with a file "
+        "for each and manifest.json; replaced only when complete",
     )
-    score.add_argument("--threads", type=positive, metavar="N", help="threads to use (default: as the work is worth)")
-    score.add_argument("--chunk", type=positive, metavar="ROWS", help="rows read at a time (default: 4 MiB of them)")
+    written.add_argument("--format", choices=["parquet", "arrow", "npz", "csv"], help="of the files in a folder")
+    written.add_argument(
+        "--stats", metavar="A,B", help="statistics to write, of fastkl.score (default: all that the inputs allow)"
+    )
+    written.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes that top_k has (default: 5)")
+    written.add_argument("--report", metavar="FILE.html", help="a page of the summary, with figures")
+    written.add_argument("--plot", metavar="FILE.png", help="the figures alone")
+    how = score.add_argument_group("how it runs")
+    how.add_argument("--resume", action="store_true", help="skip what an earlier run has done, once that is verified")
+    how.add_argument("--strict", action="store_true", help="end at the first shard that cannot be scored")
+    how.add_argument("--threads", type=positive, metavar="N", help="threads to use (default: one for each CPU)")
+    how.add_argument("--chunk", type=positive, metavar="ROWS", help="rows at a time (default: 16 MiB of them)")
     return parser
 
 
@@ -66,42 +118,145 @@ def digits() -> tuple[Path, Path]:
     for folder in (here / "digits", here.parents[1] / "examples" / "digits"):
         if (folder / "logits.npy").is_file():
             return folder / "logits.npy", folder / "labels.npy"
-    raise InputError(f"the digits are not installed ({here / 'digits'}); pass a file: fastkl score LOGITS.npy")
+    raise InputError(f"the digits are not installed ({here / 'digits'}); pass a file: fastkl score INPUT")
 
 
-def report(summary: Summary, source: str) -> str:
-    """Return the summary as the lines to print."""
+def described(run: Run, source: str) -> str:
+    """Return a run as the lines to print."""
     build = fk.build_info()
+    summary = run.summary
     # A file name need not be text in any encoding; the summary is.
     name = source.encode(errors="backslashreplace").decode()
     lines = [f"{name}: fastkl {build['version']}, {build['tier']}"]
-    lines.append(f"rows           {summary.rows}")
-    lines.append(f"classes        {summary.classes}")
-    if summary.accuracy is not None:
-        lines.append(f"accuracy       {summary.accuracy:.4f} ({summary.right} right)")
-        lines.append(f"mean loss      {summary.mean_loss:.6g} nats")
-        lines.append(f"perplexity     {summary.perplexity:.6g}")
-    lines.append(f"mean entropy   {summary.mean_entropy:.6g} nats")
-    lines.append(f"rows/second    {summary.rows / summary.seconds:.3g}")
+
+    def tell(what: str, value: Any, form: str = "", more: str = "") -> None:
+        if value is not None:
+            lines.append(f"{what:<15}{value:{form}}{more}")
+
+    if run.shards + len(run.set_aside) > 1:
+        done = f" ({run.skipped} done before)" if run.skipped else ""
+        tell("shards", run.shards, "", done)
+    tell("rows", summary.rows)
+    tell("classes", summary.classes)
+    tell("accuracy", summary.accuracy, ".4f", f" ({summary.right} right)")
+    for k, share in summary.top_k.items():
+        if k > 1:
+            tell(f"top-{k} accuracy", share, ".4f")
+    tell("mean loss", summary.mean_loss, ".6g", " nats")
+    tell("perplexity", summary.perplexity, ".6g")
+    tell("mean entropy", summary.mean_entropy, ".6g", " nats")
+    tell("calibration", summary.ece, ".4f", " expected error")
+    tell("mean KL", summary.mean_kl, ".6g", " nats, reference to model")
+    tell("reverse KL", summary.mean_reverse_kl, ".6g", " nats, model to reference")
+    tell("mean JS", summary.mean_js, ".6g", " nats")
+    tell("agreement", summary.agreement, ".4f")
+    if run.rows or not run.skipped:
+        tell("rows/second", run.rows / run.seconds, ".3g", f" ({run.bytes / run.seconds / 1e9:.3g} GB/s)")
     if summary.invalid:
         wrong = "" if summary.accuracy is None else "counted as wrong, "
-        lines.append(
-            f"invalid rows   {summary.invalid} (a NaN, a +inf or nothing but -inf): predicted as -1, {wrong}"
-            f"left out of the means"
+        tell(
+            "invalid rows",
+            summary.invalid,
+            "",
+            f" (a NaN, a +inf or nothing but -inf): predicted as -1, {wrong}left out of the means",
         )
+    tell("set aside", len(run.set_aside) or None, "", " of the shards: see above")
     return "\n".join(lines)
 
 
-def score(options: argparse.Namespace) -> None:
-    """Run ``fastkl score``."""
-    logits, labels, source = options.logits, options.labels, options.logits
-    if logits is None:
-        if labels is not None:
-            raise InputError("--labels is given without LOGITS.npy")
-        logits, labels = digits()
+@contextmanager
+def progress_bar() -> Iterator[tuple[Callable[[int], Advance] | None, Callable[[str], None]]]:
+    """Show rows, GB/s and the time left on a terminal, if rich is there; give what starts it, and what prints lines."""
+
+    def plain(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        yield None, plain
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
+        from rich.text import Text
+    except ImportError:
+        yield None, plain
+        return
+
+    class Speed(ProgressColumn):
+        """Rows so far, and how fast their files are read."""
+
+        def render(self, task: Task) -> Text:
+            """Return the column's text."""
+            return Text(f"{task.fields['rows']:,} rows  {(task.speed or 0) / 1e9:.2f} GB/s")
+
+    console = Console(stderr=True)
+    bar = Progress(BarColumn(), TaskProgressColumn(), Speed(), TimeRemainingColumn(), console=console, transient=True)
+    rows, lock = 0, threading.Lock()
+
+    def start(size: int) -> Advance:
+        task = bar.add_task("", total=size or None, rows=0)
+
+        def advance(more: int, size: int) -> None:
+            nonlocal rows
+            with lock:
+                rows += more
+                bar.update(task, advance=size, rows=rows)
+
+        return advance
+
+    with bar:
+        yield start, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def score(options: argparse.Namespace) -> int:
+    """Run ``fastkl score`` and return its exit code."""
+    inputs, labels = options.inputs, options.labels
+    source = inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs"
+    if not inputs:
+        for option in ("labels", "reference", "logits"):
+            if getattr(options, option) is not None:
+                raise InputError(f"--{option} is given without INPUT")
+        inputs, labels = digits()
         source = "hand-written digits (UCI, test half)"
-    summary = score_files(logits, labels, options.out, chunk=options.chunk, n_threads=options.threads)
-    print(report(summary, source), flush=True)
+    stats = None if options.stats is None else tuple(name.strip() for name in options.stats.split(","))
+    pictured = options.report is not None or options.plot is not None
+    try:
+        wanted = Parameters(stats, options.given, options.temperature, options.top_k)
+        wanted.check(labels is not None, options.reference is not None)
+        if options.resume and options.out is None:
+            raise ValueError("--resume needs --out")
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+    if pictured:
+        import_drawing()
+    with progress_bar() as (progress, say):
+        run = score_files(
+            inputs, labels, options.out, reference=options.reference, stats=stats, given=options.given,
+            temperature=options.temperature, k=options.top_k, key=options.logits, form=options.format,
+            resume=options.resume, strict=options.strict, complete=stats is None or pictured, chunk=options.chunk,
+            n_threads=options.threads, progress=progress,
+            complain=lambda name, reason: say(f"fastkl: set aside: {one_line(reason)}"),
+        )  # fmt: skip
+    if pictured:
+        from fastkl.batch import report
+
+        details = {"fastkl": f"{fk.__version__}, {fk.build_info()['tier']}", "command": " ".join(sys.argv[1:])}
+        if options.report is not None:
+            report.write_report(
+                options.report, run.summary, title=source, details=details, set_aside=run.set_aside
+            )
+        if options.plot is not None:
+            report.write_plot(options.plot, run.summary, title=source)
+    print(described(run, source), flush=True)
+    return 1 if run.set_aside else 0
+
+
+def import_drawing() -> None:
+    """Raise before the work if there is nothing to draw with after it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError("--report and --plot need matplotlib: pip install 'fastkl[score]'") from None
 
 
 def restart_with_passive_workers() -> None:
@@ -128,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, exit_with_cleanup)
         signal.signal(signal.SIGHUP, exit_with_cleanup)
     try:
-        score(options)
+        return score(options)
     except KeyboardInterrupt:
         print("fastkl: interrupted", file=sys.stderr)
         return 130
@@ -137,15 +292,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, OSError, MemoryError) as error:
-        print(f"fastkl: error: {describe(error)}", file=sys.stderr)
+        print(f"fastkl: error: {one_line(describe(error))}", file=sys.stderr)
         return 2
-    return 0
+
+
+def one_line(text: str) -> str:
+    """Return text as one line."""
+    return " ".join(text.split("\n"))
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line, without Python's error number."""
+    """Return what an error says, without Python's error number."""
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split("\n"))
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

@@ -1,175 +1,333 @@
-"""The scoring loop: one chunk of rows at a time, every row's results out, sums for the summary kept."""
+"""The scoring of one shard: its rows in order, in chunks, every chunk on one of several threads.
+
+A chunk is read, scored and counted by one thread, which calls the kernels serially: no thread waits for another within
+a chunk, and reading, unpacking and scoring overlap by themselves. Neither the scores nor the totals depend on that.
+"""
 
 from __future__ import annotations
 
-import math
 import os
-import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import fastkl as fk
-from fastkl.batch.readers import InputError, Labels, Logits
-from fastkl.batch.writers import NpzWriter
+from fastkl import _threads
+from fastkl.batch.manifest import Checksum
+from fastkl.batch.readers import Array, InputError, Source, open_source
+from fastkl.batch.shards import Shard
+from fastkl.batch.totals import OF_LABELS, OF_LOGITS, OF_REFERENCE, TELLS_INVALID, Totals
+from fastkl.batch.writers import open_writer
+from fastkl.registry import STATISTICS
 
-#: A chunk is read by four functions in turn. At this size it comes from memory for the first and from the last-level
-#: cache for the others, and the calls' own cost (microseconds) does not show.
-CHUNK_BYTES = 4 * 2**20
+#: The bytes that a chunk has by default. Mapped pages are taken and given back at less cost in larger chunks, and what
+#: is unpacked on the way stays in the last-level cache in smaller ones. All threads' chunks together have a limit.
+MAPPED_CHUNK_BYTES = 16 * 2**20
+UNPACKED_CHUNK_BYTES = 4 * 2**20
+ALL_CHUNKS_BYTES = 128 * 2**20
 
-#: The most that a row's results take: three float64, one int64, one bool.
-RESULT_BYTES = 33
+#: About what a row's scores and totals take beside its numbers.
+SCORES_BYTES = 128
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a file of logits amounts to. Means are in nats; without labels the three label fields are None.
+class Parameters:
+    """What is done with each shard. It can be pickled.
 
-    A row with a NaN, with a +inf or of -inf only holds no distribution: its loss and entropy are NaN and its predicted
-    class is -1. Such ``invalid`` rows are left out of the means, and count as wrong in the accuracy.
+    ``stats`` are those of `fastkl.score` (None: all that the inputs allow, but top_k); ``complete`` asks for totals of
+    everything, whatever the stats; ``checksums`` for the checksum of each input. Neither ``chunk`` nor ``threads``
+    show in any result.
     """
 
-    rows: int
-    classes: int
-    invalid: int
-    mean_entropy: float
-    seconds: float
-    mean_loss: float | None = None
-    accuracy: float | None = None
-    right: int | None = None
+    stats: tuple[str, ...] | None = None
+    given: str | tuple[str, str] = "logits"
+    temperature: float | tuple[float, float] = 1.0
+    k: int = 5
+    complete: bool = True
+    checksums: bool = False
+    chunk: int | None = None
+    threads: int | None = None
 
-    @property
-    def perplexity(self) -> float | None:
-        """exp(mean loss)."""
-        if self.mean_loss is None:
-            return None
-        with np.errstate(over="ignore"):
-            return float(np.exp(self.mean_loss))
+    def check(self, labels: bool, reference: bool) -> None:
+        """Raise ValueError or TypeError, as `fastkl.score` does, for what it does not take."""
+        x = np.zeros((1, 2))
+        self.score(x, np.zeros(1, int) if labels else None, x if reference else None, None)
+
+    def columns(self, labels: bool, reference: bool, written: bool) -> tuple[list[str], list[str], list[str]]:
+        """Return the statistics to compute, those of them that are asked for, and those that the totals take."""
+        there = {"labels": labels, "reference": reference}
+        allowed = [s.name for s in STATISTICS if s.by_default and all(there[need] for need in s.needs)]
+        counted = [*OF_LOGITS, *(OF_LABELS if labels else ()), *(OF_REFERENCE if reference else ())]
+        # Where nothing is written, nothing is computed that nobody sees.
+        asked = list(self.stats) if self.stats is not None else allowed if written else counted
+        if not self.complete:
+            counted = [name for name in counted if name in asked]
+        if not set(counted) & set(TELLS_INVALID):
+            counted.append("argmax")
+        return list(dict.fromkeys([*asked, *counted])), asked, counted
+
+    def score(
+        self, x: Array, labels: Array | None, reference: Array | None, stats: Sequence[str] | None, threads: int = 1
+    ) -> Mapping[str, Array]:
+        """Return the scores of some rows."""
+        return fk.score(
+            x, labels, reference, stats=self.stats if stats is None else stats, given=self.given,
+            temperature=self.temperature, k=min(self.k, x.shape[1]), n_threads=threads,
+        )  # fmt: skip
 
 
 @dataclass
-class Mean:
-    """A mean to which no chunk size shows: float64 sums of 4096 values each, cut by their place in the column."""
+class Scored:
+    """What one shard came to: its totals, and for the manifest its inputs and its result."""
 
-    _block: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(4096))
-    _filled: int = 0
-    _totals: list[float] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """Take the next values of the column."""
-        self.count += len(values)
-        while len(values):
-            taken = values[: len(self._block) - self._filled]
-            self._block[self._filled : self._filled + len(taken)] = taken
-            self._filled += len(taken)
-            values = values[len(taken) :]
-            if self._filled == len(self._block):
-                with np.errstate(over="ignore"):
-                    self._totals.append(float(self._block.sum()))
-                self._filled = 0
-
-    def value(self) -> float:
-        """Return the mean of what was taken; NaN of nothing."""
-        with np.errstate(over="ignore"):
-            total = float(np.sum([*self._totals, self._block[: self._filled].sum()]))
-        return total / self.count if self.count else math.nan
+    rows: int
+    totals: Totals
+    entry: dict[str, Any]
 
 
-def score_files(
-    logits: str | os.PathLike[str],
-    labels: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    chunk: int | None = None,
-    n_threads: int | None = None,
-) -> Summary:
-    """Score a file of logits row by row, in chunks of rows, and return a summary.
+class Stopped(Exception):
+    """The shard is given up by another thread."""
+
+
+Advance = Callable[[int, int], None]
+
+
+def open_operands(shard: Shard) -> tuple[list[Source], int, int]:
+    """Open a shard's files; return them with the rows and classes that they agree on."""
+    sources: dict[str, Source] = {}
+    for path in shard.inputs:
+        keys = {role: operand.key for role, operand in shard.operands.items() if operand.path == path}
+        try:
+            sources[path] = open_source(path, keys)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from error
+    main = sources[shard.operands["logits"].path]
+    classes = main.shapes["logits"][0]
+    for source in sources.values():
+        one_reference = source.rows == 1 and list(source.shapes) == ["reference"]
+        if source.rows != main.rows and not one_reference:
+            what = " and ".join(source.shapes)
+            raise InputError(f"{source.path}: has {source.rows} rows of {what}, but {main.path} has {main.rows} rows")
+        if "reference" in source.shapes and source.shapes["reference"][0] != classes:
+            theirs = source.shapes["reference"][0]
+            raise InputError(f"{source.path}: the reference has {theirs} classes, but {main.path} has {classes}")
+    return list(sources.values()), main.rows, classes
+
+
+def together(sources: Sequence[Source], start: int, stop: int, step: int) -> Iterator[list[dict[str, Array]]]:
+    """Yield rows of several sources in step, a batch of equally many rows from each."""
+    streams = [source.batches(start, stop, step) for source in sources]
+    heads: list[dict[str, Array]] = [{} for _ in sources]
+    row = start
+    while row < stop:
+        for i, stream in enumerate(streams):
+            while not heads[i] or not rows_in(heads[i]):
+                heads[i] = next(stream, {})
+                if not heads[i]:
+                    raise InputError(f"{sources[i].path}: ends after {row} rows, but says it has {sources[i].rows}")
+        taken = min(map(rows_in, heads))
+        yield [{role: a if alone(head, role) else a[:taken] for role, a in head.items()} for head in heads]
+        heads = [{role: a if alone(head, role) else a[taken:] for role, a in head.items()} for head in heads]
+        row += taken
+    for stream in streams:
+        for _ in stream:  # a stream may have something to check at its end
+            pass
+
+
+def rows_in(batch: Mapping[str, Array]) -> int:
+    """Return the rows of a batch; a reference may have one for all."""
+    return len(batch.get("logits", batch.get("labels", batch.get("reference", ()))))
+
+
+def alone(batch: Mapping[str, Array], role: str) -> bool:
+    """Whether an array of a batch is a reference of one row for all of them."""
+    return role == "reference" and len(batch[role]) == 1 != rows_in(batch)
+
+
+def checked_labels(labels: Array, path: str, first_row: int, classes: int) -> Array:
+    """Return labels, copied before they are checked, so that they stay as checked."""
+    labels = np.array(labels)
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"{path}: label {labels[row]} in row {first_row + row} is out of range for {classes} classes")
+    return labels
+
+
+class Pass:
+    """One pass over the rows of a shard, by several threads."""
+
+    def __init__(self, shard: Shard, parameters: Parameters, classes: int | None, advance: Advance | None) -> None:
+        self.parameters, self.advance = parameters, advance
+        # Before they are opened, so that a change from then on is seen.
+        self.checksums = {path: Checksum(path) for path in shard.inputs} if parameters.checksums else {}
+        self.sources, self.rows, self.classes = open_operands(shard)
+        if classes is not None and classes != self.classes:
+            path = shard.operands["logits"].path
+            raise InputError(f"{path}: has {self.classes} classes; the shards before it have {classes}")
+        self.labelled, self.referenced = "labels" in shard.operands, "reference" in shard.operands
+        self.label_path = shard.operands["labels"].path if self.labelled else ""
+        self.computed, self.asked, self.counted = parameters.columns(
+            self.labelled, self.referenced, shard.out is not None
+        )
+        self.source_name = shard.name
+        self.size = sum(os.path.getsize(path) for path in shard.inputs)
+
+        self.reference: Array | None = None
+        for source in self.sources:
+            if list(source.shapes) == ["reference"] and source.rows == 1 != self.rows:
+                self.reference = next(source.batches(0, 1, 1))["reference"].copy()
+                source.check()
+        self.streamed = [s for s in self.sources if self.reference is None or list(s.shapes) != ["reference"]]
+        row_bytes = SCORES_BYTES + sum(
+            max(n, 1) * dtype.itemsize for source in self.streamed for n, dtype in source.shapes.values()
+        )
+        # Of two files in spans the one with fewer decides: the other skips to its place within one of its own.
+        cut = min((source.spans for source in self.streamed if source.spans is not None), key=len, default=None)
+        self.threads = parameters.threads or _threads.available()
+        aim = min(MAPPED_CHUNK_BYTES if cut is None else UNPACKED_CHUNK_BYTES, ALL_CHUNKS_BYTES // self.threads)
+        self.step = parameters.chunk or max(1, aim // row_bytes)
+        # An empty file too passes through once, and so gets its empty columns.
+        step = self.step
+        self.spans = cut or [(a, min(a + step, self.rows)) for a in range(0, max(1, self.rows), step)]
+        self.workers = min(self.threads, len(self.spans))
+        self.stop = threading.Event()
+        self._own = threading.local()
+        self._totals: list[Totals] = []
+
+    def new_totals(self) -> Totals:
+        """Return totals of nothing yet."""
+        return Totals(
+            self.classes, has_labels=self.labelled, has_reference=self.referenced, stats=self.counted,
+            source=self.source_name,
+        )  # fmt: skip
+
+    def totals(self) -> Totals:
+        """Return the totals of all threads."""
+        whole = self.new_totals()
+        for part in self._totals:
+            whole.merge(part)
+        return whole
+
+    def check_labels(self) -> None:
+        """Read all labels once, where that is cheap: a bad one in the last row is better told now than in an hour."""
+        for source in self.sources:
+            if list(source.shapes) == ["labels"] and source.spans is None:
+                row = 0
+                for batch in source.batches(0, self.rows, 2**18):
+                    checked_labels(batch["labels"], source.path, row, self.classes)
+                    source.check()
+                    row += len(batch["labels"])
+
+    def score_span(self, start: int, stop: int, put: Callable[[Mapping[str, Array]], None]) -> None:
+        """Score a span of rows and hand out their columns, in order."""
+        if not hasattr(self._own, "totals"):
+            self._own.totals = self.new_totals()
+            self._totals.append(self._own.totals)
+        row = start
+        for batches in together(self.streamed, start, stop, self.step) if stop > start else [self.nothing()]:
+            if self.stop.is_set():
+                raise Stopped
+            arrays = {role: array for batch in batches for role, array in batch.items()}
+            for source, batch in zip(self.streamed, batches, strict=True):
+                source.fetch(batch)
+            labels = arrays.get("labels")
+            if labels is not None:
+                labels = checked_labels(labels, self.label_path, row, self.classes)
+            x, reference = arrays["logits"], arrays.get("reference", self.reference)
+            scores = self.parameters.score(x, labels, reference, self.computed, self.threads // self.workers)
+            for source, batch in zip(self.streamed, batches, strict=True):
+                checksum = self.checksums.get(source.path)
+                if checksum is not None and source.file is not None:
+                    for array in batch.values():
+                        checksum.take(source.file, array)
+                source.check()  # before anything that was read is believed
+                source.release(batch)
+            self._own.totals.add(scores, row, labels=labels)
+            put({name: scores[name] for name in scores if name.removesuffix("_log_prob") in self.asked})
+            before, row = row, row + len(x)
+            if self.advance is not None and self.rows:
+                self.advance(row - before, self.size * row // self.rows - self.size * before // self.rows)
+
+    def nothing(self) -> list[dict[str, Array]]:
+        """Return a batch of no rows."""
+        return [
+            {role: np.empty(0 if role == "labels" else (0, n), dtype) for role, (n, dtype) in source.shapes.items()}
+            for source in self.streamed
+        ]
+
+    def columns(self) -> Generator[Mapping[str, Array], None, None]:
+        """Yield the columns of all rows in order, computed by the threads ahead of that."""
+
+        def run(start: int, stop: int, queue: SimpleQueue[Any]) -> None:
+            try:
+                self.score_span(start, stop, queue.put)
+            except OSError as error:  # of reading: nothing is written here
+                raise InputError(f"{self.source_name}: {error.strerror or error}") from error
+            finally:
+                queue.put(None)
+
+        with ThreadPoolExecutor(self.workers, "fastkl") as pool:
+            under_way: deque[tuple[SimpleQueue[Any], Future[None]]] = deque()
+            try:
+                spans = iter(self.spans)
+                while True:
+                    while len(under_way) < 2 * self.workers and (span := next(spans, None)) is not None:
+                        queue: SimpleQueue[Any] = SimpleQueue()
+                        under_way.append((queue, pool.submit(run, *span, queue)))
+                    if not under_way:
+                        return
+                    queue, future = under_way.popleft()
+                    while (columns := queue.get()) is not None:
+                        yield columns
+                    future.result()
+            finally:
+                self.stop.set()
+                for _, future in under_way:
+                    future.cancel()
+
+
+def score_shard(
+    shard: Shard, parameters: Parameters, *, classes: int | None = None, advance: Advance | None = None
+) -> Scored:
+    """Score one shard: read its files, write its result, return its totals and its entry in the manifest.
+
+    Everything that the result depends on is in the arguments: it can run in any thread of any process.
 
     Parameters
     ----------
-    logits
-        An ``.npy`` file of shape (rows, classes), float16, float32 or float64. It may be larger than memory.
-    labels
-        An ``.npy`` file of shape (rows,), of any integer type.
-    out
-        An ``.npz`` file to write, with one value per row under each name: ``loss`` (with labels), ``logsumexp`` and
-        ``entropy`` in nats, ``predicted`` (the class with the largest logit, the first of equals, -1 for a row that
-        holds no distribution), ``correct`` (with labels). It appears, or is replaced, only when complete.
-    chunk
-        Rows read at a time; by default as many as stay in the last-level cache. No result depends on it.
-    n_threads
-        Threads per call; None for the policy of fastkl.
+    shard
+        The files.
+    parameters
+        What to do with them.
+    classes
+        The number of classes that it must have, if that is known.
+    advance
+        Called with rows and bytes of the files as they are done, from several threads.
 
     Raises
     ------
     InputError
-        If a file is not what it should be; nothing is written then.
+        If a file is not what it should be; it names the file and the row. Nothing is written then.
     OSError
-        If a file cannot be read or written; nothing is left half-written then.
-
-    Examples
-    --------
-    >>> import tempfile, numpy as np
-    >>> from fastkl.batch import score_files
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(f"{folder}/logits.npy", np.log([[0.9, 0.1], [0.5, 0.5]]))
-    ...     np.save(f"{folder}/labels.npy", np.array([0, 1]))
-    ...     summary = score_files(f"{folder}/logits.npy", f"{folder}/labels.npy")
-    >>> summary.rows, summary.right, round(summary.mean_loss, 4)
-    (2, 1, 0.3993)
+        If the result cannot be written; nothing is left half-written then.
     """
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is a positive number of rows, not {chunk}")
-    x = Logits(logits)
-    y = None if labels is None else Labels(labels, x)
-    if chunk is None:
-        chunk = max(1, CHUNK_BYTES // (x.classes * x.dtype.itemsize + RESULT_BYTES))
-    if out is not None:
-        refuse_to_replace_input(out, x, y)
-
-    started = time.perf_counter()
-    losses, entropies, right = Mean(), Mean(), 0
-    with nullcontext() if out is None else NpzWriter(out) as writer:
-        # An empty file too passes through once, and so gets its empty columns.
-        for start in range(0, max(1, x.count), chunk):
-            stop = min(start + chunk, x.count)
-            rows = x.rows(start, stop)
-            column: dict[str, npt.NDArray[Any]] = {}
-            if y is not None:
-                true = y.rows(start, stop)
-                column["loss"] = fk.softmax_cross_entropy(rows, true, n_threads=n_threads)
-            column["logsumexp"] = fk.logsumexp(rows, n_threads=n_threads)
-            column["entropy"] = fk.entropy(rows, given="logits", n_threads=n_threads)
-            valid = ~np.isnan(column["entropy"])
-            column["predicted"] = np.where(valid, np.argmax(rows, axis=1), -1)
-            entropies.add(column["entropy"][valid])
-            if y is not None:
-                column["correct"] = column["predicted"] == true
-                losses.add(column["loss"][valid])
-                right += int(np.count_nonzero(column["correct"]))
-            if writer is not None:
-                writer.append(column)
-
-    summary: dict[str, Any] = {}
-    if y is not None:
-        accuracy = right / x.count if x.count else math.nan
-        summary = {"mean_loss": losses.value(), "accuracy": accuracy, "right": right}
-    return Summary(
-        rows=x.count,
-        classes=x.classes,
-        invalid=x.count - entropies.count,
-        mean_entropy=entropies.value(),
-        seconds=time.perf_counter() - started,
-        **summary,
-    )
-
-
-def refuse_to_replace_input(out: str | os.PathLike[str], logits: Logits, labels: Labels | None) -> None:
-    """Raise if the output is one of the inputs, by whatever name."""
-    for file in (logits, labels):
-        if file is not None and os.path.exists(out) and os.path.samefile(out, file.path):
-            raise InputError(f"{os.fspath(out)}: is also an input, and would be replaced")
+    work = Pass(shard, parameters, classes, advance)
+    work.check_labels()
+    with nullcontext() if shard.out is None else open_writer(shard.out) as writer:
+        with closing(work.columns()) as chunks:  # so that its threads end before this does, however it ends
+            for columns in chunks:
+                if writer is not None:
+                    writer.append(columns)
+        described = [work.checksums[path].describe() for path in work.checksums]
+    entry: dict[str, Any] = {"rows": work.rows, "inputs": described}
+    if shard.out is not None and parameters.checksums:
+        entry["output"] = Checksum(shard.out).describe()
+    return Scored(work.rows, work.totals(), entry)
