@@ -11,11 +11,10 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path("fastkl/_kernels")
 TIERS = ["base", "avx2", "avx512"] if platform.machine() in ("x86_64", "AMD64") else ["base"]
-# Never -ffast-math: it sets flush-to-zero for the whole process. The second line keeps loops over lanes vectorised and
-# 64 zeros from `rep stos`; the third interleaves chains of instructions that do not wait for one another.
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+# Never -ffast-math: it sets flush-to-zero for the whole process. -fschedule-insns interleaves chains of instructions that
+# do not wait for one another. The second line keeps loops over lanes vectorised and their zeros from `rep stos`.
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fschedule-insns", "-fsched-pressure"]
 FLAGS += ["-fno-loop-interchange", "-fno-loop-unroll-and-jam", "-fno-tree-loop-distribute-patterns"]
-FLAGS += ["-fschedule-insns", "-fsched-pressure"]
 
 
 class BuildWithOpenMP(build_ext):
@@ -34,7 +33,7 @@ class BuildWithOpenMP(build_ext):
 
 
 api = {"include_dirs": [numpy.get_include()], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
-sources = [str(path) for pattern in ("*.pxi", "*.pxd", "*.h") for path in sorted(HERE.glob(pattern))]
+included = sorted(map(str, [*HERE.glob("*.px[id]"), *HERE.glob("*.h")]))
 names = ["cpu", "count", "mapped", *TIERS]
-modules = [Extension(f"fastkl._kernels.{n}", [f"{HERE}/{n}.pyx"], depends=sources, **api) for n in names]
+modules = [Extension(f"fastkl._kernels.{n}", [f"{HERE}/{n}.pyx"], depends=included, **api) for n in names]
 setup(cmdclass={"build_ext": BuildWithOpenMP}, ext_modules=modules)

@@ -328,10 +328,11 @@ def _run(
         columns[name] = np.empty(size, _EXACT.get(name, dtype))
     # The logs of probabilities are taken, and kept, in float64.
     double = dtype is FLOAT64 or any(probs)
-    threads = threads_for(n_threads, sum(operand.size for operand in operands) * (8 if double else 4))
+    nbytes = sum(operand.size for operand in operands) * (8 if double else 4)
     bad, bits = _kernels.active.score(
-        double, dtype is not FLOAT64, tuple(operands), labels, probs, temperature, k, columns, threads
-    )
+        double, dtype is not FLOAT64, tuple(operands), labels, probs, temperature, k, columns,
+        threads_for(n_threads, nbytes), n_threads is not None, nbytes,
+    )  # fmt: skip
     if bad >= 0:
         assert labels is not None
         _args.raise_bad_label(bad, bits, labels, operands[0].shape[-1])

@@ -14,6 +14,8 @@ cdef enum Op:
     KL
     KL_NORMALIZED
     GENERALIZED_KL
+    SCORE                           # score.pxi, of one operand
+    SCORE_OF_TWO
 
 cdef struct Operand:
     char* data

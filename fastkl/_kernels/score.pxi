@@ -954,13 +954,13 @@ cdef void* column_of(dict columns, str name) except? NULL:
 
 
 def score(bint double_precision, bint single, tuple operands, labels, tuple probs, tuple temperature, Py_ssize_t k,
-          dict columns, int threads):
+          dict columns, int threads, bint asked, double nbytes):
     """Fill the columns (new arrays, contiguous, by name) from operands of one shape, the classes last; k is 0 without
-    top_k. Returns the first row whose label is out of range (or -1) and that label as 64 bits."""
+    top_k; for the threads see run. Returns the first row whose label is out of range (or -1) and that label as 64 bits."""
     cdef Score sc
     cdef Py_ssize_t* outer[3]
     cdef Py_ssize_t* inner[2]
-    cdef int d, j, n_outer, outers = 0, failed
+    cdef int d, j, n_outer, outers = 0, failed, kind
     cdef cnp.ndarray first = operands[0]
     cdef Plan* plan = &sc.plan
     n_outer = cnp.PyArray_NDIM(first) - 1
@@ -1017,10 +1017,13 @@ def score(bint double_precision, bint single, tuple operands, labels, tuple prob
     sc.order = (sc.max_prob != NULL or sc.margin != NULL or sc.k > 0 or sc.argmax != NULL or sc.rank != NULL
                 or sc.correct != NULL or sc.agree != NULL)
     with nogil:
+        kind = cpu.kind_of(SCORE if plan.operands == 1 else SCORE_OF_TWO, double_precision, plan.classes)
+        threads = cpu.enter(kind, threads, asked, nbytes)
         if double_precision:
             failed = execute_score[double](&sc, threads, NULL)
         else:
             failed = execute_score[float](&sc, threads, NULL)
+        cpu.leave(kind, threads, nbytes)
     if failed:
         raise MemoryError("fastkl: no memory for the threads' scratch buffers")
     return plan.bad_row, plan.bad_label
