@@ -92,6 +92,10 @@ cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept no
     place, as many as have neighbouring elements in a cache line."""
     if is_direct(plan):
         return TILE if plan.classes <= BLOCK else 1
+    return side_rows(itemsize)
+
+
+cdef inline Py_ssize_t side_rows(size_t itemsize) noexcept nogil:
     return 64 // itemsize
 
 
@@ -117,7 +121,7 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
     cdef Py_ssize_t first = start, n, i
     cdef bint direct = is_direct(plan)
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
-    cdef real* spare = scratch + (0 if direct else plan.operands * group * BLOCK)
+    cdef real* spare = scratch + (0 if direct else plan.operands * group * SPAN)
     cdef Py_ssize_t ahead
     cdef const char* p_next
     cdef const char* q_next
@@ -126,7 +130,7 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
         n = BLOCK if first + BLOCK < stop else stop - first
         if not direct:
             for i in range(plan.operands):
-                fetch[real](plan, &plan.operand[i], row, rows, first, n, scratch + i * group * BLOCK, BLOCK, 1,
+                fetch[real](plan, &plan.operand[i], row, rows, first, n, scratch + i * group * SPAN, SPAN, 1,
                             absent_element[real](plan, <int>i, NULL))
         for i in range(rows):
             if direct:
@@ -135,8 +139,8 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
                 if plan.operands > 1:
                     q[i] = <const real*>row_pointer(plan, &plan.operand[1], row + i) + first
             else:
-                p[i] = scratch + i * BLOCK
-                q[i] = scratch + (group + i) * BLOCK
+                p[i] = scratch + i * SPAN
+                q[i] = scratch + (group + i) * SPAN
         # What comes next is prefetched meanwhile: the row's next block, or, as a row of one block is read twice (for the
         # maximum and the sum), the next tile's.
         ahead = 0
@@ -207,8 +211,11 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     cdef Py_ssize_t i = 0, k, n, start, stop
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
     if plan.op == SOFTMAX and plan.classes <= CHUNK:
-        for i in range(rows):
-            softmax_of_row[real](plan, row + i, scratch)
+        group = 1 if is_direct(plan) and plan.out.direct else side_rows(sizeof(real))
+        while i < rows:
+            n = group if i + group < rows else rows - i
+            softmax_of_rows[real](plan, row + i, n, scratch)
+            i += group
         return
     if plan.has_labels:
         read_labels[real](plan, row, rows, &a, NULL)
@@ -235,89 +242,92 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
 cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* scratch) noexcept nogil:
     """From sums to results: numbers per row, or the second pass over the rows."""
     cdef double k[TILE]
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i = 0, n, group = 1 if is_direct(plan) and plan.out.direct else side_rows(sizeof(real))
     if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
         finish_rows[real](plan, row, rows, a, scratch)
         return
     map_factors(a, rows, plan.op == LOG_SOFTMAX, k)
-    for i in range(rows):
-        map_row[real](plan, row + i, 0, plan.classes, a.m[i], k[i], scratch)
+    while i < rows:
+        n = group if i + group < rows else rows - i
+        map_rows[real](plan, row + i, n, 0, plan.classes, a.m + i, k + i, scratch)
+        i += group
 
 
-cdef void softmax_of_row(Plan* plan, Py_ssize_t row, real* scratch) noexcept nogil:
-    """A row of at most CHUNK classes, from its array to its result; scratch: BLOCK elements. Where the result is not
-    contiguous its blocks are computed twice, to the same bits, instead of being kept."""
-    cdef SoftmaxRow r
-    cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, step
-    cdef bint in_place = plan.out.direct
-    cdef real* out = <real*>row_pointer(plan, &plan.out, row)
-    cdef real* y
+cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+    """Rows of at most CHUNK classes, from their array to their result: one where both are read and stored in place, else
+    as many as are scanned together. Exponentials are kept in the output; where that is not contiguous, and they are more
+    than a block, they are computed twice, to the same bits."""
+    cdef SoftmaxRow r[16]
+    cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, i
+    cdef bint direct = is_direct(plan), kept = plan.out.direct
+    cdef real* e
     cdef const real* x
     cdef const char* next
     cdef char* target
-    for step in range(1 if in_place else 2):
-        for b in range(last + 1):
-            size = BLOCK if b < last else n - last * BLOCK
-            y = out + b * BLOCK if in_place else scratch
-            # the next block, or the next row's first
-            next = target = NULL
-            if b < last or (plan.n_outer == 1 and row + 1 < plan.last_row):
-                if is_direct(plan):
-                    next = row_pointer(plan, &plan.operand[0], row) + b * BLOCK * sizeof(real)
-                    next += BLOCK * sizeof(real) if b < last else plan.operand[0].outer[0] - b * BLOCK * sizeof(real)
-                if in_place:
-                    target = <char*>y + (BLOCK * <Py_ssize_t>sizeof(real) if b < last
-                                         else plan.out.outer[0] - b * BLOCK * <Py_ssize_t>sizeof(real))
-            if is_direct(plan):
-                x = <const real*>row_pointer(plan, &plan.operand[0], row) + b * BLOCK
-            else:
-                fetch[real](plan, &plan.operand[0], row, 1, b * BLOCK, size, scratch, BLOCK, 1, <real>-INFINITY)
-                x = scratch
-            if step == 0:
-                softmax_block[real](x, size, b, &r, y, next, target)
-            else:
-                softmax_again[real](x, size, b, &r, y)
-                softmax_scale[real](y, size, &r, b, last)
-                put_row[real](plan, row, b * BLOCK, size, y)
-    for b in range(last + 1 if in_place else 0):
+    for b in range(last + 1):
         size = BLOCK if b < last else n - last * BLOCK
-        y = out + b * BLOCK
-        softmax_scale[real](y, size, &r, b, last)
-        if plan.has_mask:
-            mask_out[real](plan, row, 1, b * BLOCK, size, y, BLOCK, 1, 0)
+        if not direct:
+            fetch[real](plan, &plan.operand[0], row, rows, b * BLOCK, size, scratch, SPAN, 1, <real>-INFINITY)
+        for i in range(rows):
+            x = scratch + i * SPAN
+            e = scratch + i * SPAN
+            next = target = NULL
+            if direct:
+                x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + b * BLOCK
+            if kept:
+                e = <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
+            if direct and kept and b < last:
+                next = <const char*>(x + BLOCK)
+                target = <char*>(e + BLOCK)
+            elif direct and kept and plan.n_outer == 1 and row + 1 < plan.last_row:
+                next = <const char*>(x - b * BLOCK) + plan.operand[0].outer[0]
+                target = <char*>(e - b * BLOCK) + plan.out.outer[0]
+            softmax_block[real](x, size, b, &r[i], e, next, target)
+    for b in range(last + 1):
+        size = BLOCK if b < last else n - last * BLOCK
+        if not kept and last > 0:
+            if not direct:
+                fetch[real](plan, &plan.operand[0], row, rows, b * BLOCK, size, scratch, SPAN, 1, <real>-INFINITY)
+            for i in range(rows):
+                x = scratch + i * SPAN
+                if direct:
+                    x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + b * BLOCK
+                softmax_again[real](x, size, b, &r[i], scratch + i * SPAN)
+        for i in range(rows):
+            e = scratch + i * SPAN
+            if kept:
+                e = <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
+            softmax_scale[real](e, size, &r[i], b, last)
+            if plan.has_mask:
+                mask_out[real](plan, row + i, 1, b * BLOCK, size, e, SPAN, 1, 0)
+        if not kept:
+            put[real](plan, row, rows, b * BLOCK, size, scratch, SPAN, 1)
 
 
-cdef void put_row(Plan* plan, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n, real* y) noexcept nogil:
-    """Store n results of a row from `start` on, masked-out ones as 0."""
-    if plan.has_mask:
-        mask_out[real](plan, row, 1, start, n, y, BLOCK, 1, 0)
-    if plan.stream and plan.out.direct:
-        fk_stream(row_pointer(plan, &plan.out, row) + start * sizeof(real), <const char*>y, n * sizeof(real))
-    else:
-        put[real](plan, row, 1, start, n, y, BLOCK, 1)
-
-
-cdef void map_row(Plan* plan, Py_ssize_t row, Py_ssize_t start, Py_ssize_t stop, double m, double k,
-                  real* scratch) noexcept nogil:
-    """The second pass over classes start .. stop of one row."""
-    cdef bint log = plan.op == LOG_SOFTMAX
-    cdef Py_ssize_t n
+cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, const double* m,
+                   const double* k, real* scratch) noexcept nogil:
+    """The second pass over classes start .. stop of some rows, as many as are scanned together at most."""
+    cdef bint log = plan.op == LOG_SOFTMAX, direct = is_direct(plan)
+    cdef Py_ssize_t n, i
     cdef const real* x
     cdef real* y
-    cdef bint in_place = is_direct(plan) and plan.out.direct
     while start < stop:
         n = BLOCK if start + BLOCK < stop else stop - start
-        if is_direct(plan):
-            x = <const real*>row_pointer(plan, &plan.operand[0], row) + start
-        else:
-            fetch[real](plan, &plan.operand[0], row, 1, start, n, scratch, BLOCK, 1, <real>-INFINITY)
-            x = scratch
-        if in_place and not plan.stream:
-            y = <real*>row_pointer(plan, &plan.out, row) + start
-            map_block[real](x, n, <real>m, <real>k, log, y)
-        else:
-            map_block[real](x, n, <real>m, <real>k, log, scratch)
-            put_row[real](plan, row, start, n, scratch)
+        if not direct:
+            fetch[real](plan, &plan.operand[0], row, rows, start, n, scratch, SPAN, 1, <real>-INFINITY)
+        for i in range(rows):
+            x = y = scratch + i * SPAN
+            if direct:
+                x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + start
+            if plan.out.direct and not plan.stream:
+                y = <real*>row_pointer(plan, &plan.out, row + i) + start
+            map_block[real](x, n, <real>m[i], <real>k[i], log, y)
+            if plan.has_mask:
+                mask_out[real](plan, row + i, 1, start, n, y, SPAN, 1, 0)
+            if plan.out.direct and plan.stream:
+                fk_stream(row_pointer(plan, &plan.out, row + i) + start * sizeof(real), <const char*>y, n * sizeof(real))
+        if not plan.out.direct:
+            put[real](plan, row, rows, start, n, scratch, SPAN, 1)
         start += n
     if plan.stream:
         fk_stream_end()
@@ -379,7 +389,7 @@ cdef void map_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* a, 
     cdef Py_ssize_t i = t // chunks, start = t % chunks * CHUNK
     cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
     cdef unsigned int mode = fk_default_mode()
-    map_row[real](plan, plan.first_row + i, start, stop, a.m[i], k[i], scratch)
+    map_rows[real](plan, plan.first_row + i, 1, start, stop, a.m + i, k + i, scratch)
     fk_restore_mode(mode)
 
 
@@ -429,9 +439,14 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     else:
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
         size = 1 if size < 1 else (TILE if size > TILE else size)
-        stride = 0 if is_direct(plan) else plan.operands * group_rows(plan, sizeof(real)) * BLOCK    # as scan_rows lays it
-        if maps or plan.op == WEIGHTED_LOGSUMEXP:
-            stride += 2 * BLOCK
+        stride = 0
+        if not is_direct(plan):
+            size = size if size > side_rows(sizeof(real)) else side_rows(sizeof(real))
+            stride = plan.operands * side_rows(sizeof(real)) * SPAN     # as scan_rows lays it
+        if maps and not plan.out.direct:
+            stride = side_rows(sizeof(real)) * SPAN
+        elif maps or plan.op == WEIGHTED_LOGSUMEXP:
+            stride += SPAN
     stride += 64 - stride % 64
     tiles = (rows + size - 1) // size
     if threads > tiles * (chunks if chunks > 1 else 1):

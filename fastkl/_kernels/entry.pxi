@@ -28,7 +28,7 @@ cdef void set_operand(Operand* a, cnp.ndarray array, int n_outer, int n_inner):
     a.data = cnp.PyArray_BYTES(array)
     a.storage = storage_of(array)
     a.swap = cnp.PyArray_ISBYTESWAPPED(array)
-    a.direct = not a.swap and cnp.PyArray_ISALIGNED(array)    # so far; settled when the axes are merged
+    a.plain = not a.swap and cnp.PyArray_ISALIGNED(array)
     for d in range(n_outer):
         a.outer[d] = strides[d]
     for d in range(n_inner):
@@ -59,7 +59,7 @@ cdef int merge_axes(int ndim, Py_ssize_t* shape, Py_ssize_t** strides, int array
 
 
 cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t itemsize):
-    a.direct = (a.direct and a.storage == storage
+    a.direct = (a.plain and a.storage == storage
                 and (plan.n_inner == 0 or (plan.n_inner == 1 and a.inner[0] == itemsize)))
 
 

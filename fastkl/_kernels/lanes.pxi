@@ -48,6 +48,10 @@ cdef extern from "memory.h" nogil:
                           Py_ssize_t nj)
     void fk_transpose_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
                           Py_ssize_t nj)
+    void fk_copy_lanes_f32(float* dst, Py_ssize_t dstride, const float* src, Py_ssize_t sstride, Py_ssize_t ni,
+                           Py_ssize_t nj)
+    void fk_copy_lanes_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
+                           Py_ssize_t nj)
     uint32_t fk_outside_f32(float p, float q, float low, float high)
     uint64_t fk_outside_f64(double p, double q, double low, double high)
     void fk_stream(char* dst, const char* src, size_t n)
@@ -78,6 +82,7 @@ cdef enum:
     RUN = 4          # vectors added in the data's own type
     BLOCK = 4096     # elements between two folds
     VECTORS = 128    # in a block
+    SPAN = 4112      # from one row of a block to the next in scratch: 4096 would put all of them into one set of the cache
     BLOCKS = 32      # in a chunk
     CHUNK = 131072   # = BLOCKS * BLOCK: elements of a row that one thread takes at a time; chunks are merged in order
     KEPT = 1048576   # bytes of a row that the second-level cache keeps

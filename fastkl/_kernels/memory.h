@@ -17,6 +17,7 @@
 #define FK_INLINE static inline __attribute__((always_inline))
 #define FK_LANES 64
 #define FK_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
+#define FK_FAR 512 /* elements: stretches so far apart lie on pages of their own */
 
 /* Storage types, in the order of fastkl._args.STORAGE. */
 enum {
@@ -184,23 +185,42 @@ FK_INLINE void fk_square_f64(double *dst, ptrdiff_t dstride, const double *src, 
 }
 
 /* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
-   overlaps its neighbour and writes the same numbers again. */
+   overlaps its neighbour and writes the same numbers again. Where the source's stretches lie far apart, those of a few
+   squares further on are prefetched: the hardware does not see that pattern. */
 #define FK_DEFINE_TRANSPOSE(NAME, REAL, SIDE, SQUARE)                                                \
     static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni, \
                      ptrdiff_t nj) {                                                                 \
-        ptrdiff_t i, j;                                                                              \
+        ptrdiff_t i, j, k;                                                                           \
         if (ni < SIDE || nj < SIDE) {                                                                \
             for (j = 0; j < nj; j++)                                                                 \
                 for (i = 0; i < ni; i++) dst[j * dstride + i] = src[i * sstride + j];                \
             return;                                                                                  \
         }                                                                                            \
-        for (i = 0; i < ni; i = i + 2 * SIDE <= ni || i + SIDE == ni ? i + SIDE : ni - SIDE)         \
+        for (i = 0; i < ni; i = i + 2 * SIDE <= ni || i + SIDE == ni ? i + SIDE : ni - SIDE) {       \
+            for (k = i; sstride >= FK_FAR && k < i + SIDE; k++)                                      \
+                FK_PREFETCH_L2(src + (k + 6 * SIDE) * sstride);                                      \
             for (j = 0; j < nj; j = j + 2 * SIDE <= nj || j + SIDE == nj ? j + SIDE : nj - SIDE)     \
                 SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);              \
+        }                                                                                            \
     }
 
 FK_DEFINE_TRANSPOSE(fk_transpose_f32, float, 8, fk_square_f32)
 FK_DEFINE_TRANSPOSE(fk_transpose_f64, double, 4, fk_square_f64)
+
+/* dst[j*dstride + i] = src[j*sstride + i], i < ni, j < nj: the rows lie side by side already. What follows on each stretch
+   is prefetched: the next tile's. */
+#define FK_DEFINE_COPY_LANES(NAME, REAL)                                                             \
+    static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni, \
+                     ptrdiff_t nj) {                                                                 \
+        ptrdiff_t j, k;                                                                              \
+        for (j = 0; j < nj; j++) {                                                                   \
+            for (k = 0; k < ni; k += 64 / sizeof(REAL)) FK_PREFETCH_L2(src + j * sstride + ni + k);  \
+            memcpy(dst + j * dstride, src + j * sstride, ni * sizeof(REAL));                         \
+        }                                                                                            \
+    }
+
+FK_DEFINE_COPY_LANES(fk_copy_lanes_f32, float)
+FK_DEFINE_COPY_LANES(fk_copy_lanes_f64, double)
 
 /* ---- the domain of a fast loop -------------------------------------------------------------------------------------
  * The sign bit of the result is set where p < 0, q < low or p > high, and perhaps where one of them is NaN. A loop ors

@@ -21,7 +21,8 @@ cdef struct Operand:
     char* data
     int storage
     bint swap
-    bint direct                     # a row is contiguous in the compute type: read where it lies
+    bint plain                      # aligned and in the machine's byte order
+    bint direct                     # and a row is contiguous in the compute type: read where it lies
     Py_ssize_t outer[MAXDIM]        # strides in bytes, by outer axis
     Py_ssize_t inner[MAXDIM]        # and by reduced axis
 
@@ -131,6 +132,14 @@ cdef inline Py_ssize_t last_stride(int ndim, const Py_ssize_t* strides) noexcept
     return strides[ndim - 1] if ndim > 0 else 0
 
 
+cdef inline bint side_by_side(const Operand* a, Py_ssize_t stride, const real* like) noexcept nogil:
+    """Whether rows so many bytes apart, in the type of `like`, are neighbours in memory."""
+    if real is float:
+        return a.plain and a.storage == FK_F32 and stride == 4
+    else:
+        return a.plain and a.storage == FK_F64 and stride == 8
+
+
 cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start, Py_ssize_t nc,
                 real* dst, Py_ssize_t dr, Py_ssize_t dc, real absent) noexcept nogil:
     """Load classes start .. start + nc of nr rows: element (i, j) goes to dst[i*dr + j*dc], `absent` where masked out."""
@@ -147,11 +156,19 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
             if real is float:
                 if a.direct and dr == 1 and dc > 1:
                     fk_transpose_f32(dst + i + j * dc, dc, <const float*>source, sr // 4, ni, nj)
+                elif side_by_side(a, sr, dst) and dr == 1:
+                    fk_copy_lanes_f32(dst + i + j * dc, dc, <const float*>source, sc // 4, ni, nj)
+                elif side_by_side(a, sr, dst) and dc == 1:
+                    fk_transpose_f32(dst + i * dr + j, dr, <const float*>source, sc // 4, nj, ni)
                 else:
                     fk_load_tile_f32(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
             else:
                 if a.direct and dr == 1 and dc > 1:
                     fk_transpose_f64(dst + i + j * dc, dc, <const double*>source, sr // 8, ni, nj)
+                elif side_by_side(a, sr, dst) and dr == 1:
+                    fk_copy_lanes_f64(dst + i + j * dc, dc, <const double*>source, sc // 8, ni, nj)
+                elif side_by_side(a, sr, dst) and dc == 1:
+                    fk_transpose_f64(dst + i * dr + j, dr, <const double*>source, sc // 8, nj, ni)
                 else:
                     fk_load_tile_f64(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
             j += nj
@@ -199,11 +216,19 @@ cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start,
             if real is float:
                 if a.direct and dr == 1 and dc > 1:
                     fk_transpose_f32(<float*>target, sr // 4, src + i + j * dc, dc, nj, ni)
+                elif side_by_side(a, sr, src) and dr == 1:
+                    fk_copy_lanes_f32(<float*>target, sc // 4, src + i + j * dc, dc, ni, nj)
+                elif side_by_side(a, sr, src) and dc == 1:
+                    fk_transpose_f32(<float*>target, sc // 4, src + i * dr + j, dr, ni, nj)
                 else:
                     fk_store_tile_f32(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             else:
                 if a.direct and dr == 1 and dc > 1:
                     fk_transpose_f64(<double*>target, sr // 8, src + i + j * dc, dc, nj, ni)
+                elif side_by_side(a, sr, src) and dr == 1:
+                    fk_copy_lanes_f64(<double*>target, sc // 8, src + i + j * dc, dc, ni, nj)
+                elif side_by_side(a, sr, src) and dc == 1:
+                    fk_transpose_f64(<double*>target, sc // 8, src + i * dr + j, dr, ni, nj)
                 else:
                     fk_store_tile_f64(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             j += nj
