@@ -185,7 +185,7 @@ def test_divergences_at_every_scale(dtype: str, size: int, tier: str) -> None:
     distances, x, y, right = at_every_scale(dtype, size)
     scores = fk.score(x, None, y, stats=["kl", "reverse_kl", "js"])
     assert_right(scores, x, np.zeros(15, int), right, dtype, [f"{d:.1e}" for d in distances])
-    assert scores["kl"][0] > 0.1
+    assert scores["kl"].max() > 0.01
     assert scores["kl"].min() < 1e4 * oracle.SMALLEST_DIVERGENCE[dtype] or dtype == "float32"
 
 

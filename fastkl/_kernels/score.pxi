@@ -1,17 +1,7 @@
-# score(): many statistics of a row from one read of it. Block by block (64 rows at a time where they are short), each loop
-# that the statistics asked for need runs over what is in the first-level cache by then; top_k and the divergences of two
-# models go over the row once more, from the second. The sums are those of logspace.pxi, block for block and lane for
-# lane: lse, loss and entropy are the bits of the functions of that name.
-
-from libc.stdint cimport int64_t
-
-cdef extern from "vmath.h" nogil:
-    float kl_fall_f32(float t, float e)
-    double kl_fall_f64(double t, double e)
-    float kl_rise_f32(float t, float e, float fall, float rest)
-    double kl_rise_f64(double t, double e, double fall, double rest)
-    float js_shape_f32(float t, float e, float rest)
-    double js_shape_f64(double t, double e, double rest)
+# score(): many statistics of a row from one read of it. Block by block (64 rows at a time where they are short), each
+# loop that the statistics asked for need runs over what is in the first-level cache by then; top_k of long rows and the
+# divergences of two models go over the row once more, from the second. The sums are those of logspace.pxi, block for
+# block and lane for lane: lse, loss and entropy are the bits of the functions of that name.
 
 cdef struct Score:
     Plan plan
@@ -40,284 +30,14 @@ cdef struct Score:
     char* correct
     char* agree
 
-# What is known of the order of up to TILE rows, a lane a row.
-cdef struct Order:
-    double top[TILE]
-    double second[TILE]
-    double above[TILE]              # logits greater than the label's
-    int nan[TILE]
-    Py_ssize_t argmax[TILE]
 
-# Of two rows of logits a and b, a lane each: what turns them into x = log(p / q), p = softmax(a), q = softmax(b).
-cdef struct Normalisers:
-    double shift[LANES]             # the difference of the references: shift + shift_lo exactly
-    double shift_lo[LANES]
-    double logs[LANES]              # the difference of the logs of the sums
-    double ratio[LANES]             # about the ratio of the sums of probabilities
-    double a[LANES]                 # references
-    double b[LANES]
-    double a_factor[LANES]          # what turns exp_up(a - reference) into p
-    double b_factor[LANES]
-
-
-# ---- the order of the logits ---------------------------------------------------------------------------------------------
-
-cdef loop order_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* labels,
-                      bint counts, bint checks, real* tops, real* seconds, double* above, real* nans,
-                      Py_ssize_t ahead) noexcept nogil:
-    """Per lane: the two largest; with `counts` how many exceed the label's; with `checks` how many are NaN, which the
-    others pass over. What lies `ahead` bytes further on is prefetched."""
-    cdef real label[LANES]
-    cdef real top[LANES]
-    cdef real second[LANES]
-    cdef real greater[LANES]
-    cdef real odd[LANES]
-    cdef real low
-    cdef Py_ssize_t i
-    cdef int j
-    cdef const real* v
-    for j in range(LANES):
-        top[j] = second[j] = -INFINITY
-        greater[j] = odd[j] = 0
-    for i in range(count):
-        v = vector_at(x, i, patch, at)
-        if ahead != 0:
-            fk_prefetch(<const char*>(x + i * LANES) + ahead, LANES * sizeof(real))
-        for j in range(LANES):
-            low = v[j] if v[j] < top[j] else top[j]
-            second[j] = low if low > second[j] else second[j]
-            top[j] = v[j] if v[j] > top[j] else top[j]
-    if counts:
-        for j in range(LANES):
-            label[j] = labels[j]
-        for i in range(count):
-            v = vector_at(x, i, patch, at)
-            for j in range(LANES):
-                greater[j] += 1 if v[j] > label[j] else 0
-    if checks:
-        for i in range(count):
-            v = vector_at(x, i, patch, at)
-            for j in range(LANES):
-                odd[j] += 1 if v[j] != v[j] else 0
-    for j in range(LANES):
-        tops[j] = top[j]
-        seconds[j] = second[j]
-        above[j] = greater[j]
-        nans[j] = odd[j]
-
-
-cdef loop argmax_lanes(const real* x, Py_ssize_t count, const real* tops, real* index) noexcept nogil:
-    """Per lane: the first vector that holds the lane's maximum."""
-    cdef real top[LANES]
-    cdef real at[LANES]
-    cdef Py_ssize_t i
-    cdef int j
-    cdef real number
-    for j in range(LANES):
-        top[j] = tops[j]
-        at[j] = count
-    for i in range(count - 1, -1, -1):
-        number = <real>i
-        for j in range(LANES):
-            at[j] = number if x[i * LANES + j] == top[j] else at[j]
-    for j in range(LANES):
-        index[j] = at[j]
-
-
-cdef inline void fold_two_largest(real* top, real* second) noexcept nogil:
-    """Fold 64 lanes' two largest into top[0] and second[0]; both are overwritten."""
-    cdef int j, w = 32
-    cdef real low, high
-    while w > 0:
-        for j in range(w):
-            low = top[j] if top[j] < top[j + w] else top[j + w]
-            high = second[j] if second[j] > second[j + w] else second[j + w]
-            second[j] = low if low > high else high
-            top[j] = top[j] if top[j] > top[j + w] else top[j + w]
-        w >>= 1
-
-
-cdef inline Py_ssize_t find_first(const real* x, Py_ssize_t n, real value) noexcept nogil:
-    """The first of n elements that equals a value, which is among them."""
-    cdef Py_ssize_t i = 0
-    cdef int j, hit = 0
-    while i + LANES <= n:
-        for j in range(LANES):
-            hit |= x[i + j] == value
-        if hit:
-            break
-        i += LANES
-    while x[i] != value:
-        i += 1
-    return i
-
-
-cdef void order_block(const Score* sc, const real* x, Py_ssize_t n, Py_ssize_t first, Py_ssize_t row, double label,
-                      Order* o, bint checks, Py_ssize_t ahead, State* opened) noexcept nogil:
-    """Add a block that starts at class `first` to what is known of a row's order; its maximum opens a state, if given."""
-    cdef real patch[3 * LANES]
-    cdef Py_ssize_t at[3]
-    cdef real labels[LANES]
-    cdef real tops[LANES]
-    cdef real top[LANES]
-    cdef real second[LANES]
-    cdef double above[LANES]
-    cdef real nans[LANES]
-    cdef int j, odd = 0
-    cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at)
-    for j in range(LANES):
-        labels[j] = <real>label
-    order_lanes(x, count, patch, at, labels, sc.rank != NULL and label < INFINITY, checks, tops, second,
-                above, nans, ahead)
-    for j in range(LANES):
-        top[j] = tops[j]
-        odd |= nans[j] != 0
-    fold_two_largest(top, second)
-    if sc.rank != NULL:
-        o.above[row] += fold_sum(above)
-    o.nan[row] |= odd
-    if opened != NULL:
-        set_reference(x, count, patch, at, tops, top[0], opened)
-    if top[0] > o.top[row]:
-        o.second[row] = second[0] if second[0] > o.top[row] else o.top[row]
-        o.top[row] = top[0]
-        o.argmax[row] = first + find_first(x, n, top[0])
-    elif top[0] > o.second[row]:
-        o.second[row] = top[0]
-
-
-cdef void order_across(const Score* sc, const real* tile, Py_ssize_t classes, const double* labels,
-                       bint checks, Order* o) noexcept nogil:
-    """The order of a tile of short rows, one lane a row."""
-    cdef Py_ssize_t at[3]
-    cdef real label[LANES]
-    cdef real top[LANES]
-    cdef real second[LANES]
-    cdef real index[LANES]
-    cdef real nans[LANES]
-    cdef int j
-    at[0] = at[1] = at[2] = -1
-    for j in range(LANES):
-        label[j] = <real>labels[j]
-    order_lanes(tile, classes, tile, at, label, sc.rank != NULL, checks, top, second, o.above, nans, 0)
-    argmax_lanes(tile, classes, top, index)
-    for j in range(LANES):
-        o.top[j] = top[j]
-        o.second[j] = second[j]
-        o.nan[j] = nans[j] != 0
-        o.argmax[j] = <Py_ssize_t>index[j]
-
-
-cdef inline void note_nans(const Sums* full, Order* o, Py_ssize_t rows) noexcept nogil:
-    """A NaN shows in the sums: where there are some, the order has not looked for it."""
-    cdef Py_ssize_t i
-    for i in range(rows):
-        o.nan[i] = excess(full, i) != excess(full, i)
-
-
-cdef inline bint before(real x, int64_t i, real y, int64_t j) noexcept nogil:
-    """Whether the class i of logit x comes before j of y: the larger logit, of equal ones the smaller class."""
-    return x > y or (x == y and i < j)
-
-
-cdef void sift_down(real* value, int64_t* index, Py_ssize_t size, Py_ssize_t at) noexcept nogil:
-    """Restore a heap, whose root is the last in order, below a place."""
-    cdef Py_ssize_t child = 2 * at + 1
-    cdef real v = value[at]
-    cdef int64_t i = index[at]
-    while child < size:
-        if child + 1 < size and before(value[child], index[child], value[child + 1], index[child + 1]):
-            child += 1
-        if not before(v, i, value[child], index[child]):
-            break
-        value[at] = value[child]
-        index[at] = index[child]
-        at = child
-        child = 2 * at + 1
-    value[at] = v
-    index[at] = i
-
-
-cdef void select_top(const real* x, Py_ssize_t n, Py_ssize_t first, Py_ssize_t k, real* value,
-                     int64_t* index) noexcept nogil:
-    """Go on selecting a row's k largest with n elements from class `first` on: the heap's root is the one to beat. An
-    element that equals it is no better, for its class is larger."""
-    cdef Py_ssize_t i = 0, c
-    cdef int j, hit
-    while i < n and first + i < k:
-        value[first + i] = x[i]
-        index[first + i] = first + i
-        i += 1
-        if first + i == k:
-            for c in range(k // 2 - 1, -1, -1):
-                sift_down(value, index, k, c)
-    while i < n:
-        c = i + LANES if i + LANES < n else n
-        hit = c - i < LANES
-        for j in range(LANES if c - i == LANES else 0):
-            hit |= x[i + j] > value[0]
-        while hit and i < c:
-            if x[i] > value[0]:
-                value[0] = x[i]
-                index[0] = first + i
-                sift_down(value, index, k, 0)
-            i += 1
-        i = c
-
-
-cdef void sort_top(Py_ssize_t k, real* value, int64_t* index) noexcept nogil:
-    """Bring the heap into order: again and again its root goes to its end."""
-    cdef Py_ssize_t size = k - 1
-    cdef real v
-    cdef int64_t i
-    while size > 0:
-        v = value[0]
-        i = index[0]
-        value[0] = value[size]
-        index[0] = index[size]
-        value[size] = v
-        index[size] = i
-        sift_down(value, index, size, 0)
-        size -= 1
-
-
-cdef void select_across(const real* tile, Py_ssize_t classes, Py_ssize_t k, real* values, real* index) noexcept nogil:
-    """The k largest of a tile of short rows, one lane a row, by insertion from the last place up: place t of lane j is at
-    t * LANES + j. What is not there yet is a NaN, which nothing is behind."""
-    cdef Py_ssize_t c, t
-    cdef int j
-    cdef real number
-    cdef const real* v
-    cdef real* w
-    cdef real* u
-    cdef bint behind
-    for c in range(k * LANES):
-        values[c] = NAN
-    for c in range(classes):
-        number = <real>c
-        v = tile + c * LANES
-        for t in range(k - 1, 0, -1):
-            w = values + t * LANES
-            u = index + t * LANES
-            for j in range(LANES):
-                # stays, or makes room for the class, or for the place before
-                if not w[j] >= v[j]:
-                    behind = w[j - LANES] >= v[j]
-                    u[j] = number if behind else u[j - LANES]
-                    w[j] = v[j] if behind else w[j - LANES]
-        for j in range(LANES):
-            if not values[j] >= v[j]:
-                index[j] = number
-                values[j] = v[j]
-
-
-# ---- the sums ------------------------------------------------------------------------------------------------------------
+# ---- the sums --------------------------------------------------------------------------------------------------------
 
 cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, Py_ssize_t ahead, State* full,
                      State* rest) noexcept nogil:
-    """Add a block to the sums of a row and to those of the row without its label, in which `hole` is the label's place if
-    it is in this block. While both have one reference, their exponentials are the same, and so are their lanes but for
-    the label's, which is summed anew: 64 elements at most."""
+    """Add a block to the sums of a row and to those of the row without its label, in which `hole` is the label's place
+    if it is in this block. While both have one reference, their exponentials are the same, and so are their lanes but
+    for the label's, which is summed anew: 64 elements at most."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real tops[LANES]
@@ -354,7 +74,9 @@ cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments,
         kept[j] = sums[j]
     if hole >= 0:
         for i in range(LANES):
-            column[i] = vector_at(x, i, patch, at)[hole % LANES] if i < count and i != hole // LANES else <real>-INFINITY
+            column[i] = <real>-INFINITY
+            if i < count and i != hole // LANES:
+                column[i] = vector_at(x, i, patch, at)[hole % LANES]
         for j in range(LANES):
             column[j] = exp_up(column[j] - m[j])
         lane = 0
@@ -375,187 +97,7 @@ cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments,
     two_sum_add(&rest.s, &rest.s_lo, fold_sum(kept) * FK_DOWN)
 
 
-# ---- two models ----------------------------------------------------------------------------------------------------------
-# With x = log(p / q), t = abs(x) and e = exp(-t), each divergence is a sum of terms max(p, q) f(t), f >= 0: nothing cancels
-# at any scale, however small. An error h that x has for all classes, from the logs of the sums, adds h^2 / 2 to a KL and a
-# quarter of that to JS; it is taken off again: the sum of q - p is h.
-
-cdef inline real kl_fall(real t, real e) noexcept nogil:
-    if real is float:
-        return kl_fall_f32(t, e)
-    else:
-        return kl_fall_f64(t, e)
-
-
-cdef inline real kl_rise(real t, real e, real fall, real rest) noexcept nogil:
-    if real is float:
-        return kl_rise_f32(t, e, fall, rest)
-    else:
-        return kl_rise_f64(t, e, fall, rest)
-
-
-cdef inline real js_shape(real t, real e, real rest) noexcept nogil:
-    if real is float:
-        return js_shape_f32(t, e, rest)
-    else:
-        return js_shape_f64(t, e, rest)
-
-
-cdef loop pair_lanes(const real* a, const real* b, const real* ratio, Py_ssize_t count, const real* a_patch,
-                     const real* b_patch, const real* ratio_patch, const Py_ssize_t* at, const Normalisers* norm,
-                     bint middle, double* with_a, double* with_b, double* js, double* gaps) noexcept nogil:
-    """Per lane the sums of p log(p/q) - p + q, of q log(q/p) - q + p, if asked of the Jensen-Shannon terms, and of q - p.
-    ratio: log of the unnormalised p/q where that is known better than by a - b, or NULL."""
-    cdef real s[LANES]
-    cdef real r[LANES]
-    cdef real w[LANES]
-    cdef real g[LANES]
-    cdef real x[LANES]
-    cdef real t[LANES]
-    cdef real e[LANES]
-    cdef real larger[LANES]
-    cdef double difference[LANES]
-    cdef double low[LANES]
-    cdef real ma[LANES]
-    cdef real mb[LANES]
-    cdef real fa[LANES]
-    cdef real fb[LANES]
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
-    cdef const real* v
-    cdef const real* y
-    cdef const real* given
-    cdef double part, z, none = 0
-    cdef real d, factor, fall, rest, rise, zero = 0, half = 0.5, one = 1, most = -lowest(<real>0)
-    cdef real infinity = INFINITY, down = FK_DOWN
-    for j in range(LANES):
-        ma[j] = <real>norm.a[j]
-        mb[j] = <real>norm.b[j]
-        fa[j] = <real>norm.a_factor[j]
-        fb[j] = <real>norm.b_factor[j]
-        with_a[j] = with_b[j] = js[j] = gaps[j] = 0
-    while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = r[j] = w[j] = g[j] = 0
-        while i < stop:
-            v = vector_at(a, i, a_patch, at)
-            y = vector_at(b, i, b_patch, at)
-            for j in range(LANES):
-                difference[j] = <double>v[j] - <double>y[j]
-            if real is double:
-                for j in range(LANES):
-                    part = difference[j] - v[j]
-                    z = (v[j] - (difference[j] - part)) - (y[j] + part)
-                    low[j] = (z if z == z else none) - norm.shift_lo[j]
-            if ratio != NULL:
-                given = vector_at(ratio, i, ratio_patch, at)
-                for j in range(LANES):
-                    difference[j] = given[j]
-                    low[j] = 0
-            for j in range(LANES):
-                z = difference[j] - norm.shift[j]
-                if real is double:
-                    z += low[j]
-                z -= norm.logs[j]
-                z = z if z == z else none      # both -inf: absent
-                x[j] = <real>z
-            for j in range(LANES):
-                t[j] = x[j] if x[j] > zero else -x[j]
-                d = t[j] if t[j] < most else most     # inf * 0 would be NaN
-                e[j] = exp_up(-d) * down
-                d = v[j] - ma[j]
-                rest = y[j] - mb[j]
-                d = d if x[j] > zero else rest
-                factor = fa[j] if x[j] > zero else fb[j]
-                larger[j] = exp_up(d) * factor
-            if middle:
-                for j in range(LANES):
-                    d = t[j] if t[j] < most else most
-                    rest = d - kl_fall(d, e[j])
-                    fall = one - e[j]
-                    rest = rest if d < half else fall
-                    w[j] += larger[j] * js_shape(d, e[j], rest)
-            for j in range(LANES):
-                d = t[j] if t[j] < most else most
-                fall = kl_fall(d, e[j])
-                rest = d - fall
-                rise = one - e[j]
-                rest = rest if d < half else rise
-                rise = kl_rise(d, e[j], fall, rest) * larger[j]
-                fall *= larger[j]
-                fall = infinity if t[j] > most else fall     # one of the two is 0
-                rest *= larger[j]
-                g[j] += -rest if x[j] > zero else rest
-                s[j] += fall if x[j] > zero else rise
-                r[j] += rise if x[j] > zero else fall
-            i += 1
-        for j in range(LANES):
-            with_a[j] += s[j]
-            with_b[j] += r[j]
-            js[j] += w[j]
-            gaps[j] += g[j]
-
-
-cdef bint normalisers(const Sums* a, Py_ssize_t i, const Sums* b, Py_ssize_t j, Py_ssize_t lane,
-                      Normalisers* norm) noexcept nogil:
-    """What turns row i of a and row j of b into x; returns whether both hold a distribution."""
-    cdef double hi, lo, a_log, b_log, shift, part
-    cdef double y = excess(a, i), z = excess(b, j)
-    log1p_split_f64(y, &hi, &lo)
-    a_log = hi + lo
-    log1p_split_f64(z, &hi, &lo)
-    b_log = hi + lo
-    shift = a.m[i] - b.m[j]
-    part = shift - a.m[i]
-    norm.shift[lane] = shift
-    norm.shift_lo[lane] = (a.m[i] - (shift - part)) - (b.m[j] + part)
-    norm.logs[lane] = a_log - b_log
-    norm.a[lane] = a.m[i]
-    norm.b[lane] = b.m[j]
-    norm.a_factor[lane] = FK_DOWN / (1 + y)
-    norm.b_factor[lane] = FK_DOWN / (1 + z)
-    # A +inf or a NaN among the logits, or nothing above -inf.
-    return a.m[i] < INFINITY and b.m[j] < INFINITY and y == y and z == z and y > -1 and z > -1
-
-
-cdef struct Divergences:
-    double kl[TILE]
-    double reverse_kl[TILE]
-    double js[TILE]
-
-
-cdef inline void settle_divergences(double with_a, double with_b, double js, double gap, bint valid, Py_ssize_t i,
-                                    Divergences* out) noexcept nogil:
-    """a is the model, b the reference."""
-    out.kl[i] = not_negative(with_b - 0.5 * gap * gap) if valid else NAN
-    out.reverse_kl[i] = not_negative(with_a - 0.5 * gap * gap) if valid else NAN
-    out.js[i] = not_negative(js - 0.125 * gap * gap) if valid else NAN
-
-
-cdef void pair_block(const real* a, const real* b, const real* ratio, Py_ssize_t n, const Normalisers* norm, bint middle,
-                     double* sums) noexcept nogil:
-    """Add a block of two rows to sums: with_a, with_b, js and gap, a two-sum each."""
-    cdef real a_patch[3 * LANES]
-    cdef real b_patch[3 * LANES]
-    cdef real ratio_patch[3 * LANES]
-    cdef Py_ssize_t at[3]
-    cdef double with_a[LANES]
-    cdef double with_b[LANES]
-    cdef double js[LANES]
-    cdef double gaps[LANES]
-    cdef Py_ssize_t count = start_patches(a, n, <real>-INFINITY, a_patch, at)
-    start_patches(b, n, <real>-INFINITY, b_patch, at)
-    if ratio != NULL:
-        start_patches(ratio, n, <real>0, ratio_patch, at)
-    pair_lanes(a, b, ratio, count, a_patch, b_patch, ratio_patch, at, norm, middle, with_a, with_b, js, gaps)
-    two_sum_add(&sums[0], &sums[1], fold_sum(with_a))
-    two_sum_add(&sums[2], &sums[3], fold_sum(with_b))
-    two_sum_add(&sums[4], &sums[5], fold_sum(js))
-    two_sum_add(&sums[6], &sums[7], fold_sum(gaps))
-
-
-# ---- what the operands hold ----------------------------------------------------------------------------------------------
+# ---- what the operands hold ------------------------------------------------------------------------------------------
 
 cdef inline bint as_given(const Score* sc, int which) noexcept nogil:
     """Whether the numbers of an operand are the logits themselves."""
@@ -570,8 +112,8 @@ cdef inline real logit(const Score* sc, int which, real x) noexcept nogil:
 
 
 cdef inline double ordered_logit(const Score* sc, double x) noexcept nogil:
-    """The logit of a number that order has found: logits are ordered, but probabilities rather than their logs, which may
-    be equal where those are not."""
+    """The logit of a number that order has found: logits are ordered, but probabilities rather than their logs, which
+    may be equal where those are not."""
     return logit(sc, 0, x) if sc.probs[0] else x
 
 
@@ -622,8 +164,8 @@ cdef inline bint in_place(const Score* sc, int which) noexcept nogil:
 
 
 cdef inline Py_ssize_t rows_together(const Score* sc, int which, size_t itemsize) noexcept nogil:
-    """Rows scanned together: a tile where they are read in place and are one block; where a row's own elements lie apart,
-    as many as have neighbours in half a cache line, which keeps the scratch below 1 MiB; else one."""
+    """Rows scanned together: a tile where they are read in place and are one block; where a row's own elements lie
+    apart, as many as have neighbours in half a cache line, which keeps the scratch below 1 MiB; else one."""
     if in_place(sc, which):
         return TILE if sc.plan.classes <= BLOCK else 1
     return 1 if sc.plan.operand[which].direct else 32 // itemsize
@@ -647,7 +189,7 @@ cdef void load_block(const Score* sc, int which, Py_ssize_t row, Py_ssize_t rows
         make_logits(sc, which, raw + i * BLOCK, n, logits + i * BLOCK)
 
 
-# ---- longer rows: block by block -----------------------------------------------------------------------------------------
+# ---- longer rows: block by block -------------------------------------------------------------------------------------
 
 cdef void start_order(Order* o) noexcept nogil:
     cdef int j
@@ -670,7 +212,7 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
     cdef const real* given[TILE]
     cdef Py_ssize_t group = rows_together(sc, which, sizeof(real)), i = 0, n, k, start, stop, first, size, hole, ahead
     cdef bint moments = sc.moments and which == 0
-    cdef bint place = in_place(sc, which), opens
+    cdef bint place = in_place(sc, which), counts = sc.rank != NULL and which == 0, opens
     if o != NULL:
         start_order(o)
     while i < rows:
@@ -693,8 +235,9 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
                 for k in range(n):
                     opens = first == start and full != NULL
                     if o != NULL:
-                        order_block(sc, given[k], size, first, i + k, labels[i + k], o, full == NULL,
-                                    ahead if full == NULL else 0, &chunk[k] if opens and given[k] == x[k] else NULL)
+                        order_block(given[k], size, first, i + k, labels[i + k], counts, full == NULL,
+                                    ahead if full == NULL else 0, o,
+                                    &chunk[k] if opens and given[k] == x[k] else NULL)
                     if opens:
                         if o == NULL or given[k] != x[k]:
                             open_row(x[k], size, <Py_ssize_t>-1, &chunk[k])
@@ -814,7 +357,7 @@ cdef void score_rows(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     put_scores(sc, row, rows, &full, &rest, &o, &other_order, &d)
 
 
-# ---- short rows: 64 at a time, a lane a row ------------------------------------------------------------------------------
+# ---- short rows: 64 at a time, a lane a row --------------------------------------------------------------------------
 
 cdef void load_tile(const Score* sc, int which, Py_ssize_t row, Py_ssize_t rows, real* logits,
                     real* raw) noexcept nogil:
@@ -858,7 +401,7 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
             labels[i] = given[rest.index[i] * LANES + i]
             rest.label[i] = x[rest.index[i] * LANES + i]
     if sc.order:
-        order_across(sc, given, classes, labels, not sc.sums, &o)
+        order_across(given, classes, labels, sc.rank != NULL, not sc.sums, &o)
     if sc.sums:
         logsumexp_across(x, classes, sc.moments, &full)
         note_nans(&full, &o, LANES)
@@ -873,7 +416,7 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
         if sc.agree != NULL:
             for i in range(TILE):
                 labels[i] = INFINITY
-            order_across(sc, other_given, classes, labels, not sc.divergence, &other_order)
+            order_across(other_given, classes, labels, False, not sc.divergence, &other_order)
     if sc.divergence:
         logsumexp_across(y, classes, False, &other)
         note_nans(&other, &other_order, LANES)
@@ -895,7 +438,7 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
     put_scores(sc, row, rows, &full, &rest, &o, &other_order, &d)
 
 
-# ---- from sums to columns ------------------------------------------------------------------------------------------------
+# ---- from sums to columns --------------------------------------------------------------------------------------------
 
 cdef void put_column(char* column, bint single, Py_ssize_t row, Py_ssize_t rows, const double* values) noexcept nogil:
     """Round a tile's results into a column, if there is one; there is one NaN, see put_rows."""
@@ -995,7 +538,7 @@ cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* ful
     put_column(sc.js, sc.single, row, rows, d.js)
 
 
-# ---- tiles and threads ---------------------------------------------------------------------------------------------------
+# ---- tiles and threads -----------------------------------------------------------------------------------------------
 
 cdef void score_tile(Score* sc, Py_ssize_t t, Py_ssize_t size, real* scratch) noexcept nogil:
     cdef Py_ssize_t row = t * size
