@@ -1,17 +1,7 @@
-# score(): many statistics of a row from one read of it. Block by block (LANES rows at a time where they are short), each loop
-# that the statistics asked for need runs over what is in the first-level cache by then; top_k and the divergences of two
-# models go over the row once more, from the second. The sums are those of logspace.pxi, block for block and lane for
-# lane: lse, loss and entropy are the bits of the functions of that name.
-
-from libc.stdint cimport int64_t
-
-cdef extern from "vmath.h" nogil:
-    float kl_fall_f32(float t, float e)
-    double kl_fall_f64(double t, double e)
-    float kl_rise_f32(float t, float e, float fall, float rest)
-    double kl_rise_f64(double t, double e, double fall, double rest)
-    float js_shape_f32(float t, float e, float rest)
-    double js_shape_f64(double t, double e, double rest)
+# score(): many statistics of a row from one read of it. Block by block (LANES rows at a time where they are short), each
+# loop that the statistics asked for need runs over what is in the first-level cache by then; top_k of long rows and the
+# divergences of two models go over the row once more, from the second. The sums are those of logspace.pxi, block for
+# block and lane for lane: lse, loss and entropy are the bits of the functions of that name.
 
 cdef struct Score:
     Plan plan
@@ -40,229 +30,14 @@ cdef struct Score:
     char* correct
     char* agree
 
-# What is known of the order of up to TILE rows, a lane a row.
-cdef struct Order:
-    double top[TILE]
-    double second[TILE]
-    double above[TILE]              # logits greater than the label's
-    int nan[TILE]
-    Py_ssize_t argmax[TILE]
 
-# Of two rows of logits a and b, a lane each: what turns them into x = log(p / q), p = softmax(a), q = softmax(b).
-cdef struct Normalisers:
-    double shift[LANES]             # the difference of the references: shift + shift_lo exactly
-    double shift_lo[LANES]
-    double logs[LANES]              # the difference of the logs of the sums
-    double ratio[LANES]             # about the ratio of the sums of probabilities
-    double a[LANES]                 # references
-    double b[LANES]
-    double a_factor[LANES]          # what turns exp_up(a - reference) into p
-    double b_factor[LANES]
-
-
-# ---- the order of the logits ---------------------------------------------------------------------------------------------
-
-cdef loop order_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* labels,
-                      real* tops, real* seconds, double* above, int* nans) noexcept nogil:
-    """Per lane: the two largest, how many exceed the label's, and whether there is a NaN (which the others pass over)."""
-    cdef real label[LANES]
-    cdef real top[LANES]
-    cdef real second[LANES]
-    cdef real greater[LANES]
-    cdef real odd[LANES]
-    cdef real low
-    cdef Py_ssize_t i
-    cdef int j
-    cdef const real* v
-    for j in range(LANES):
-        label[j] = labels[j]
-        top[j] = second[j] = -INFINITY
-        greater[j] = odd[j] = 0
-    for i in range(count):
-        v = vector_at(x, i, patch, at)
-        for j in range(LANES):
-            low = v[j] if v[j] < top[j] else top[j]
-            second[j] = low if low > second[j] else second[j]
-            top[j] = v[j] if v[j] > top[j] else top[j]
-            greater[j] += 1 if v[j] > label[j] else 0
-            odd[j] += 1 if v[j] != v[j] else 0
-    for j in range(LANES):
-        tops[j] = top[j]
-        seconds[j] = second[j]
-        above[j] = greater[j]
-        nans[j] = odd[j] > 0
-
-
-cdef loop argmax_lanes(const real* x, Py_ssize_t count, const real* tops, real* index) noexcept nogil:
-    """Per lane: the first vector that holds the lane's maximum."""
-    cdef real top[LANES]
-    cdef real at[LANES]
-    cdef Py_ssize_t i
-    cdef int j
-    cdef real number
-    for j in range(LANES):
-        top[j] = tops[j]
-        at[j] = count
-    for i in range(count - 1, -1, -1):
-        number = <real>i
-        for j in range(LANES):
-            at[j] = number if x[i * LANES + j] == top[j] else at[j]
-    for j in range(LANES):
-        index[j] = at[j]
-
-
-cdef inline void fold_two_largest(real* top, real* second) noexcept nogil:
-    """Fold the lanes' two largest into top[0] and second[0]; both are overwritten."""
-    cdef int j, w = LANES // 2
-    cdef real low, high
-    while w > 0:
-        for j in range(w):
-            low = top[j] if top[j] < top[j + w] else top[j + w]
-            high = second[j] if second[j] > second[j + w] else second[j + w]
-            second[j] = low if low > high else high
-            top[j] = top[j] if top[j] > top[j + w] else top[j + w]
-        w >>= 1
-
-
-cdef inline Py_ssize_t find_first(const real* x, Py_ssize_t n, real value) noexcept nogil:
-    """The first of n elements that equals a value, which is among them."""
-    cdef Py_ssize_t i = 0
-    cdef int j, hit = 0
-    while i + LANES <= n:
-        for j in range(LANES):
-            hit |= x[i + j] == value
-        if hit:
-            break
-        i += LANES
-    while x[i] != value:
-        i += 1
-    return i
-
-
-cdef void order_block(const real* x, Py_ssize_t n, Py_ssize_t first, Py_ssize_t row, double label, real* tops,
-                      Order* o) noexcept nogil:
-    """Add a block that starts at class `first` to what is known of a row's order; tops: its lanes' maxima."""
-    cdef real patch[3 * LANES]
-    cdef Py_ssize_t at[3]
-    cdef real labels[LANES]
-    cdef real top[LANES]
-    cdef real second[LANES]
-    cdef double above[LANES]
-    cdef int nans[LANES]
-    cdef int j, odd = 0
-    cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at)
-    for j in range(LANES):
-        labels[j] = <real>label
-    order_lanes(x, count, patch, at, labels, tops, second, above, nans)
-    for j in range(LANES):
-        top[j] = tops[j]
-        odd |= nans[j]
-    fold_two_largest(top, second)
-    o.above[row] += fold_sum(above)
-    o.nan[row] |= odd
-    if top[0] > o.top[row]:
-        o.second[row] = second[0] if second[0] > o.top[row] else o.top[row]
-        o.top[row] = top[0]
-        o.argmax[row] = first + find_first(x, n, top[0])
-    elif top[0] > o.second[row]:
-        o.second[row] = top[0]
-
-
-cdef void order_across(const real* tile, Py_ssize_t classes, const double* labels, Order* o) noexcept nogil:
-    """The order of a tile of short rows, one lane a row."""
-    cdef Py_ssize_t at[3]
-    cdef real label[LANES]
-    cdef real top[LANES]
-    cdef real second[LANES]
-    cdef real index[LANES]
-    cdef int j
-    at[0] = at[1] = at[2] = -1
-    for j in range(LANES):
-        label[j] = <real>labels[j]
-    order_lanes(tile, classes, tile, at, label, top, second, o.above, o.nan)
-    argmax_lanes(tile, classes, top, index)
-    for j in range(LANES):
-        o.top[j] = top[j]
-        o.second[j] = second[j]
-        o.argmax[j] = <Py_ssize_t>index[j]
-
-
-cdef inline bint before(real x, int64_t i, real y, int64_t j) noexcept nogil:
-    """Whether the class i of logit x comes before j of y: the larger logit, of equal ones the smaller class."""
-    return x > y or (x == y and i < j)
-
-
-cdef void sift_down(real* value, int64_t* index, Py_ssize_t size, Py_ssize_t at) noexcept nogil:
-    """Restore a heap, whose root is the last in order, below a place."""
-    cdef Py_ssize_t child = 2 * at + 1
-    cdef real v = value[at]
-    cdef int64_t i = index[at]
-    while child < size:
-        if child + 1 < size and before(value[child], index[child], value[child + 1], index[child + 1]):
-            child += 1
-        if not before(v, i, value[child], index[child]):
-            break
-        value[at] = value[child]
-        index[at] = index[child]
-        at = child
-        child = 2 * at + 1
-    value[at] = v
-    index[at] = i
-
-
-cdef void select_top(const real* x, Py_ssize_t n, Py_ssize_t step, Py_ssize_t first, Py_ssize_t k, real* value,
-                     int64_t* index) noexcept nogil:
-    """Go on selecting a row's k largest with n elements from class `first` on: the heap's root is the one to beat. An
-    element that equals it is no better, for its class is larger."""
-    cdef Py_ssize_t i = 0, c
-    cdef int j, hit
-    while i < n and first + i < k:
-        value[first + i] = x[i * step]
-        index[first + i] = first + i
-        i += 1
-        if first + i == k:
-            for c in range(k // 2 - 1, -1, -1):
-                sift_down(value, index, k, c)
-    while i < n:
-        if step == 1 and i + LANES <= n:
-            hit = 0
-            for j in range(LANES):
-                hit |= x[i + j] > value[0]
-            if not hit:
-                i += LANES
-                continue
-        c = i + LANES if i + LANES < n else n
-        while i < c:
-            if x[i * step] > value[0]:
-                value[0] = x[i * step]
-                index[0] = first + i
-                sift_down(value, index, k, 0)
-            i += 1
-
-
-cdef void sort_top(Py_ssize_t k, real* value, int64_t* index) noexcept nogil:
-    """Bring the heap into order: again and again its root goes to its end."""
-    cdef Py_ssize_t size = k - 1
-    cdef real v
-    cdef int64_t i
-    while size > 0:
-        v = value[0]
-        i = index[0]
-        value[0] = value[size]
-        index[0] = index[size]
-        value[size] = v
-        index[size] = i
-        sift_down(value, index, size, 0)
-        size -= 1
-
-
-# ---- the sums ------------------------------------------------------------------------------------------------------------
+# ---- the sums --------------------------------------------------------------------------------------------------------
 
 cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* next, State* full,
                      State* rest) noexcept nogil:
-    """Add a block to the sums of a row and to those of the row without its label, in which `hole` is the label's place if
-    it is in this block. While both have one reference, their exponentials are the same, and so are their lanes but for
-    the label's, which is summed anew."""
+    """Add a block to the sums of a row and to those of the row without its label, in which `hole` is the label's place
+    if it is in this block. While both have one reference, their exponentials are the same, and so are their lanes but
+    for the label's, which is summed anew."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real tops[LANES]
@@ -298,10 +73,11 @@ cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments,
     for j in range(LANES):
         kept[j] = sums[j]
     if hole >= 0:
-        for i in range(count):
-            column[i] = vector_at(x, i, patch, at)[hole % LANES] if i != hole // LANES else <real>-INFINITY
-        for i in range(count, VECTORS):
+        for i in range(VECTORS):
             column[i] = -INFINITY
+        for i in range(count):
+            if i != hole // LANES:
+                column[i] = vector_at(x, i, patch, at)[hole % LANES]
         for j in range(VECTORS):
             column[j] = exp_up(column[j] - m[0])
         lane = 0
@@ -322,178 +98,7 @@ cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments,
     two_sum_add(&rest.s, &rest.s_lo, fold_sum(kept) * FK_DOWN)
 
 
-# ---- two models ----------------------------------------------------------------------------------------------------------
-# With x = log(p / q), t = abs(x) and e = exp(-t), each divergence is a sum of terms max(p, q) f(t), f >= 0: nothing cancels
-# at any scale, however small. An error h that x has for all classes, from the logs of the sums, adds h^2 / 2 to a KL and a
-# quarter of that to JS; it is taken off again: the sum of q - p is h.
-
-cdef inline real kl_fall(real t, real e) noexcept nogil:
-    if real is float:
-        return kl_fall_f32(t, e)
-    else:
-        return kl_fall_f64(t, e)
-
-
-cdef inline real kl_rise(real t, real e, real fall, real rest) noexcept nogil:
-    if real is float:
-        return kl_rise_f32(t, e, fall, rest)
-    else:
-        return kl_rise_f64(t, e, fall, rest)
-
-
-cdef inline real js_shape(real t, real e, real rest) noexcept nogil:
-    if real is float:
-        return js_shape_f32(t, e, rest)
-    else:
-        return js_shape_f64(t, e, rest)
-
-
-cdef loop pair_lanes(const real* a, const real* b, const real* ratio, Py_ssize_t count, const real* a_patch,
-                     const real* b_patch, const real* ratio_patch, const Py_ssize_t* at, const Normalisers* norm,
-                     bint middle, double* with_a, double* with_b, double* js, double* gaps) noexcept nogil:
-    """Per lane the sums of p log(p/q) - p + q, of q log(q/p) - q + p, if asked of the Jensen-Shannon terms, and of q - p.
-    ratio: log of the unnormalised p/q where that is known better than by a - b, or NULL."""
-    cdef real s[LANES]
-    cdef real r[LANES]
-    cdef real w[LANES]
-    cdef real g[LANES]
-    cdef real x[LANES]
-    cdef double difference[LANES]
-    cdef double low[LANES]
-    cdef real ma[LANES]
-    cdef real mb[LANES]
-    cdef real fa[LANES]
-    cdef real fb[LANES]
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
-    cdef const real* v
-    cdef const real* y
-    cdef const real* given
-    cdef double part, z
-    cdef real t, e, larger, fall, rest, rise, d, zero = 0, half = 0.5, one = 1, most = -lowest(<real>0)
-    cdef real infinity = INFINITY, down = FK_DOWN
-    for j in range(LANES):
-        ma[j] = <real>norm.a[j]
-        mb[j] = <real>norm.b[j]
-        fa[j] = <real>norm.a_factor[j]
-        fb[j] = <real>norm.b_factor[j]
-        with_a[j] = with_b[j] = js[j] = gaps[j] = 0
-    while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = r[j] = w[j] = g[j] = 0
-        while i < stop:
-            v = vector_at(a, i, a_patch, at)
-            y = vector_at(b, i, b_patch, at)
-            for j in range(LANES):
-                difference[j] = <double>v[j] - <double>y[j]
-            if real is float:
-                for j in range(LANES):
-                    low[j] = 0
-            else:
-                for j in range(LANES):
-                    part = difference[j] - v[j]
-                    z = (v[j] - (difference[j] - part)) - (y[j] + part)
-                    low[j] = z if z == z else 0
-            if ratio != NULL:
-                given = vector_at(ratio, i, ratio_patch, at)
-                for j in range(LANES):
-                    difference[j] = given[j]
-                    low[j] = 0
-            for j in range(LANES):
-                z = ((difference[j] - norm.shift[j]) + (low[j] - norm.shift_lo[j])) - norm.logs[j]
-                x[j] = <real>(z if z == z else 0)      # both -inf: absent
-            for j in range(LANES):
-                t = x[j] if x[j] > zero else -x[j]
-                t = t if t < most else most
-                e = exp_up(-t) * down
-                larger = v[j] - ma[j]
-                d = y[j] - mb[j]
-                larger = exp_up(larger if x[j] > zero else d)
-                d = fa[j] if x[j] > zero else fb[j]
-                larger *= d
-                fall = kl_fall(t, e)
-                rest = t - fall
-                d = one - e
-                rest = rest if t < half else d
-                rise = kl_rise(t, e, fall, rest)
-                if middle:
-                    w[j] += larger * js_shape(t, e, rest)
-                fall *= larger
-                rise *= larger
-                rest *= larger
-                g[j] += -rest if x[j] > zero else rest
-                # where only one of the two is 0
-                fall = infinity if x[j] == infinity or x[j] == -infinity else fall
-                s[j] += fall if x[j] > zero else rise
-                r[j] += rise if x[j] > zero else fall
-            i += 1
-        for j in range(LANES):
-            with_a[j] += s[j]
-            with_b[j] += r[j]
-            js[j] += w[j]
-            gaps[j] += g[j]
-
-
-cdef bint normalisers(const Sums* a, Py_ssize_t i, const Sums* b, Py_ssize_t j, Py_ssize_t lane,
-                      Normalisers* norm) noexcept nogil:
-    """What turns row i of a and row j of b into x; returns whether both hold a distribution."""
-    cdef double hi, lo, a_log, b_log, shift, part
-    cdef double y = excess(a, i), z = excess(b, j)
-    log1p_split_f64(y, &hi, &lo)
-    a_log = hi + lo
-    log1p_split_f64(z, &hi, &lo)
-    b_log = hi + lo
-    shift = a.m[i] - b.m[j]
-    part = shift - a.m[i]
-    norm.shift[lane] = shift
-    norm.shift_lo[lane] = (a.m[i] - (shift - part)) - (b.m[j] + part)
-    norm.logs[lane] = a_log - b_log
-    norm.a[lane] = a.m[i]
-    norm.b[lane] = b.m[j]
-    norm.a_factor[lane] = FK_DOWN / (1 + y)
-    norm.b_factor[lane] = FK_DOWN / (1 + z)
-    # A +inf or a NaN among the logits, or nothing above -inf.
-    return a.m[i] < INFINITY and b.m[j] < INFINITY and y == y and z == z and y > -1 and z > -1
-
-
-cdef struct Divergences:
-    double kl[TILE]
-    double reverse_kl[TILE]
-    double js[TILE]
-
-
-cdef inline void settle_divergences(double with_a, double with_b, double js, double gap, bint valid, Py_ssize_t i,
-                                    Divergences* out) noexcept nogil:
-    """a is the model, b the reference."""
-    out.kl[i] = not_negative(with_b - 0.5 * gap * gap) if valid else NAN
-    out.reverse_kl[i] = not_negative(with_a - 0.5 * gap * gap) if valid else NAN
-    out.js[i] = not_negative(js - 0.125 * gap * gap) if valid else NAN
-
-
-cdef void pair_block(const real* a, const real* b, const real* ratio, Py_ssize_t n, const Normalisers* norm, bint middle,
-                     double* sums) noexcept nogil:
-    """Add a block of two rows to sums: with_a, with_b, js and gap, a two-sum each."""
-    cdef real a_patch[3 * LANES]
-    cdef real b_patch[3 * LANES]
-    cdef real ratio_patch[3 * LANES]
-    cdef Py_ssize_t at[3]
-    cdef double with_a[LANES]
-    cdef double with_b[LANES]
-    cdef double js[LANES]
-    cdef double gaps[LANES]
-    cdef Py_ssize_t count = start_patches(a, n, <real>-INFINITY, a_patch, at)
-    start_patches(b, n, <real>-INFINITY, b_patch, at)
-    if ratio != NULL:
-        start_patches(ratio, n, <real>0, ratio_patch, at)
-    pair_lanes(a, b, ratio, count, a_patch, b_patch, ratio_patch, at, norm, middle, with_a, with_b, js, gaps)
-    two_sum_add(&sums[0], &sums[1], fold_sum(with_a))
-    two_sum_add(&sums[2], &sums[3], fold_sum(with_b))
-    two_sum_add(&sums[4], &sums[5], fold_sum(js))
-    two_sum_add(&sums[6], &sums[7], fold_sum(gaps))
-
-
-# ---- what the operands hold ----------------------------------------------------------------------------------------------
+# ---- what the operands hold ------------------------------------------------------------------------------------------
 
 cdef inline bint as_given(const Score* sc, int which) noexcept nogil:
     """Whether the numbers of an operand are the logits themselves."""
@@ -508,8 +113,8 @@ cdef inline real logit(const Score* sc, int which, real x) noexcept nogil:
 
 
 cdef inline double ordered_logit(const Score* sc, double x) noexcept nogil:
-    """The logit of a number that order has found: logits are ordered, but probabilities rather than their logs, which may
-    be equal where those are not."""
+    """The logit of a number that order has found: logits are ordered, but probabilities rather than their logs, which
+    may be equal where those are not."""
     return logit(sc, 0, x) if sc.probs[0] else x
 
 
@@ -560,17 +165,17 @@ cdef inline bint in_place(const Score* sc, int which) noexcept nogil:
 
 
 cdef inline Py_ssize_t rows_together(const Score* sc, int which, size_t itemsize) noexcept nogil:
-    """Rows scanned together: a tile where they are read in place and are one block; as many as have neighbouring elements
-    in a cache line where a row's own lie apart; else one."""
+    """Rows scanned together: a tile where they are read in place and are one block; where a row's own elements lie
+    apart, as many as have neighbours in half a cache line, which keeps the scratch below 1 MiB; else one."""
     if in_place(sc, which):
         return TILE if sc.plan.classes <= BLOCK else 1
-    return 1 if sc.plan.operand[which].direct else 64 // itemsize
+    return 1 if sc.plan.operand[which].direct else 32 // itemsize
 
 
 cdef void load_block(const Score* sc, int which, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t first, Py_ssize_t n,
                      real* logits, real* raw, const real** x, const real** given) noexcept nogil:
     """Point x[i] at n logits of each of some rows from class `first` on, and given[i] at the numbers as they were given
-    (the probabilities; else the logits). logits and raw have room for BLOCK numbers a row."""
+    (the probabilities; else the logits). logits and raw have room for SPAN numbers a row."""
     cdef Py_ssize_t i
     if in_place(sc, which):
         for i in range(rows):
@@ -578,14 +183,14 @@ cdef void load_block(const Score* sc, int which, Py_ssize_t row, Py_ssize_t rows
         return
     if not sc.probs[which]:
         raw = logits
-    fetch[real](&sc.plan, &sc.plan.operand[which], row, rows, first, n, raw, BLOCK, 1, <real>-INFINITY)
+    fetch[real](&sc.plan, &sc.plan.operand[which], row, rows, first, n, raw, SPAN, 1, <real>-INFINITY)
     for i in range(rows):
-        x[i] = logits + i * BLOCK
-        given[i] = raw + i * BLOCK
-        make_logits(sc, which, raw + i * BLOCK, n, logits + i * BLOCK)
+        x[i] = logits + i * SPAN
+        given[i] = raw + i * SPAN
+        make_logits(sc, which, raw + i * SPAN, n, logits + i * SPAN)
 
 
-# ---- longer rows: block by block -----------------------------------------------------------------------------------------
+# ---- longer rows: block by block -------------------------------------------------------------------------------------
 
 cdef void start_order(Order* o) noexcept nogil:
     cdef int j
@@ -606,11 +211,10 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
     cdef State without_chunk[TILE]
     cdef const real* x[TILE]
     cdef const real* given[TILE]
-    cdef real tops[LANES]
     cdef const char* next
     cdef Py_ssize_t group = rows_together(sc, which, sizeof(real)), i = 0, n, k, start, stop, first, size, hole, ahead
     cdef bint moments = sc.moments and which == 0
-    cdef bint place = in_place(sc, which)
+    cdef bint place = in_place(sc, which), counts = sc.rank != NULL and which == 0, opens
     if o != NULL:
         start_order(o)
     while i < rows:
@@ -624,12 +228,21 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
             first = start
             while first < stop:
                 size = BLOCK if first + BLOCK < stop else stop - first
-                load_block(sc, which, row + i, n, first, size, scratch, scratch + group * BLOCK, x, given)
+                load_block(sc, which, row + i, n, first, size, scratch, scratch + group * SPAN, x, given)
+                ahead = 0
+                if place and first + size < plan.classes:
+                    ahead = size * <Py_ssize_t>sizeof(real)
+                elif place and plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
+                    ahead = rows * plan.operand[which].outer[0]
                 for k in range(n):
+                    opens = first == start and full != NULL
                     if o != NULL:
-                        order_block(given[k], size, first, i + k, labels[i + k], tops, o)
-                    if first == start and full != NULL:
-                        open_row(x[k], size, <Py_ssize_t>-1, &chunk[k])
+                        order_block(given[k], size, first, i + k, labels[i + k], counts, full == NULL,
+                                    <const char*>x[k] + ahead if full == NULL and ahead != 0 else NULL, o,
+                                    &chunk[k] if opens and given[k] == x[k] else NULL)
+                    if opens:
+                        if o == NULL or given[k] != x[k]:
+                            open_row(x[k], size, <Py_ssize_t>-1, &chunk[k])
                         if rest != NULL:
                             hole = hole_in(plan, rest.index[i + k], first, size)
                             if hole >= 0 and rest.label[i + k] == chunk[k].m:
@@ -637,11 +250,6 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
                             else:
                                 without_chunk[k].m = chunk[k].m
                                 without_chunk[k].top_at = chunk[k].top_at
-                ahead = 0
-                if place and first + size < plan.classes:
-                    ahead = size * <Py_ssize_t>sizeof(real)
-                elif place and plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
-                    ahead = rows * plan.operand[which].outer[0]
                 for k in range(n if full != NULL else 0):
                     next = <const char*>x[k] + ahead if ahead != 0 else NULL
                     if rest == NULL:
@@ -664,6 +272,8 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
             if rest != NULL:
                 keep_state(&without[k], i + k, rest)
         i += n
+    if o != NULL and full != NULL:
+        note_nans(full, o, rows)
 
 
 cdef void read_score_labels(Score* sc, Py_ssize_t row, Py_ssize_t rows, Sums* rest, double* given,
@@ -677,7 +287,7 @@ cdef void read_score_labels(Score* sc, Py_ssize_t row, Py_ssize_t rows, Sums* re
     for i in range(rows if sc.plan.has_labels else 0):
         rest.index[i] = read_label(&sc.plan, row + i)
         rest.label[i] = 0
-        if rest.index[i] >= 0:
+        if rest.index[i] >= 0 and (sc.loss or sc.rank != NULL):
             fetch[real](&sc.plan, &sc.plan.operand[0], row + i, 1, rest.index[i], 1, &x, 1, 1, <real>-INFINITY)
             rest.label[i] = logit(sc, 0, x)
             given[i] = x if sc.probs[0] else rest.label[i]
@@ -695,16 +305,16 @@ cdef void score_rows(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     cdef double none[TILE]
     cdef double sums[8]
     cdef Normalisers norm
-    cdef Py_ssize_t i, first, n, k = sc.k, size = 64 // sizeof(real) * BLOCK
+    cdef Py_ssize_t i, first, n, k = sc.k, size = 32 // sizeof(real) * SPAN
     cdef int j
     cdef bint valid
     cdef const real* x
     cdef const real* given
     cdef const real* y
     cdef const real* other_given
-    cdef real* value = scratch + 4 * size + BLOCK
+    cdef real* value = scratch + 4 * size + SPAN
     read_score_labels(sc, row, rows, &rest, labels, scratch)
-    scan_operand(sc, 0, row, rows, labels, &full if sc.sums else NULL, &rest if sc.loss else NULL,
+    scan_operand(sc, 0, row, rows, labels, &full if sc.sums or sc.loss else NULL, &rest if sc.loss else NULL,
                  &o if sc.order else NULL, scratch)
     if k > 0:
         for i in range(rows):
@@ -712,10 +322,10 @@ cdef void score_rows(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
             while first < sc.plan.classes:
                 n = BLOCK if first + BLOCK < sc.plan.classes else sc.plan.classes - first
                 load_block(sc, 0, row + i, 1, first, n, scratch, scratch + size, &x, &given)
-                select_top(given, n, 1, first, k, value, sc.top_k + (row + i) * k)
+                select_top(given, n, first, k, value, sc.top_k + (row + i) * k)
                 first += n
             sort_top(k, value, sc.top_k + (row + i) * k)
-            put_top(sc, row + i, i, &full, &o, value)
+            put_top(sc, row + i, i, &full, &o, value, 1)
     if sc.plan.operands > 1:
         for i in range(TILE):
             none[i] = INFINITY
@@ -750,7 +360,7 @@ cdef void score_rows(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     put_scores(sc, row, rows, &full, &rest, &o, &other_order, &d)
 
 
-# ---- short rows: LANES at a time, a lane a row --------------------------------------------------------------------------
+# ---- short rows: LANES at a time, a lane a row -----------------------------------------------------------------------
 
 cdef void load_tile(const Score* sc, int which, Py_ssize_t row, Py_ssize_t rows, real* logits,
                     real* raw) noexcept nogil:
@@ -775,7 +385,7 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
     cdef bint valid[TILE]
     cdef double sums[4][TILE]
     cdef Py_ssize_t at[3]
-    cdef Py_ssize_t classes = sc.plan.classes, size = sc.plan.classes * LANES, i, k = sc.k
+    cdef Py_ssize_t classes = sc.plan.classes, size = sc.plan.classes * LANES, i, k = sc.k, c
     cdef const char* next
     cdef real* x = scratch
     cdef real* given = scratch + size if sc.probs[0] else x
@@ -795,23 +405,27 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
             labels[i] = given[rest.index[i] * LANES + i]
             rest.label[i] = x[rest.index[i] * LANES + i]
     if sc.order:
-        order_across(given, classes, labels, &o)
+        order_across(given, classes, labels, sc.rank != NULL, not sc.sums, &o)
     if sc.sums:
         next = gapless(&sc.plan, &sc.plan.operand[0], row + LANES, LANES, x)
         logsumexp_across(x, classes, sc.moments, next, NULL, &full, 0)
-    for i in range(rows if k > 0 else 0):
-        select_top(given + i, classes, LANES, 0, k, value, sc.top_k + (row + i) * k)
-        sort_top(k, value, sc.top_k + (row + i) * k)
-        put_top(sc, row + i, i, &full, &o, value)
+        note_nans(&full, &o, LANES)
+    if k > 0:
+        select_across(given, classes, k, value, value + k * LANES)
+        for i in range(rows):
+            for c in range(k):
+                sc.top_k[(row + i) * k + c] = <int64_t>value[(k + c) * LANES + i]
+            put_top(sc, row + i, i, &full, &o, value + i, LANES)
     if sc.plan.operands > 1:
         load_tile(sc, 1, row, rows, y, other_given)
         if sc.agree != NULL:
             for i in range(TILE):
                 labels[i] = INFINITY
-            order_across(other_given, classes, labels, &other_order)
+            order_across(other_given, classes, labels, False, not sc.divergence, &other_order)
     if sc.divergence:
         next = gapless(&sc.plan, &sc.plan.operand[1], row + LANES, LANES, y)
         logsumexp_across(y, classes, False, next, NULL, &other, 0)
+        note_nans(&other, &other_order, LANES)
         for i in range(LANES):
             valid[i] = normalisers(&full, i, &other, i, i, &norm)
             if has_ratios(sc):
@@ -830,7 +444,7 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
     put_scores(sc, row, rows, &full, &rest, &o, &other_order, &d)
 
 
-# ---- from sums to columns ------------------------------------------------------------------------------------------------
+# ---- from sums to columns --------------------------------------------------------------------------------------------
 
 cdef void put_column(char* column, bint single, Py_ssize_t row, Py_ssize_t rows, const double* values) noexcept nogil:
     """Round a tile's results into a column, if there is one; there is one NaN, see put_rows."""
@@ -847,29 +461,68 @@ cdef void put_column(char* column, bint single, Py_ssize_t row, Py_ssize_t rows,
             wide[i] = values[i] if values[i] == values[i] else NAN
 
 
-cdef inline bint no_order(const Order* o, Py_ssize_t i) noexcept nogil:
-    """Whether a row holds no distribution."""
+cdef inline bint no_distribution(const Order* o, Py_ssize_t i) noexcept nogil:
+    """Whether a row holds a NaN or +inf, or nothing above -inf."""
     return o.nan[i] or o.top[i] == INFINITY or o.top[i] == -INFINITY
 
 
-cdef void put_top(Score* sc, Py_ssize_t row, Py_ssize_t i, const Sums* full, const Order* o, real* value) noexcept nogil:
-    """The log-probabilities of the k largest of a row, whose numbers as given are in `value`; i: its place in the tile."""
+cdef void put_top(Score* sc, Py_ssize_t row, Py_ssize_t i, const Sums* full, const Order* o, const real* value,
+                  Py_ssize_t step) noexcept nogil:
+    """The log-probabilities of the k largest of a row, whose numbers as ordered are in `value`; i: its place in the
+    tile."""
     cdef Py_ssize_t c
     cdef double hi, lo, log_p
     log1p_split_f64(excess(full, i), &hi, &lo)
     for c in range(sc.k):
-        log_p = (ordered_logit(sc, value[c]) - full.m[i]) - (hi + lo)
-        if no_order(o, i):
+        log_p = (ordered_logit(sc, value[c * step]) - full.m[i]) - (hi + lo)
+        if no_distribution(o, i):
             log_p = NAN
             sc.top_k[row * sc.k + c] = -1
         put_column(sc.top_k_log_prob, sc.single, row * sc.k + c, 1, &log_p)
+
+
+cdef void put_order(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* full, const Sums* rest, const Order* o,
+                    const Order* other) noexcept nogil:
+    """The columns that the order of the logits tells."""
+    cdef double result[TILE]
+    cdef double top[TILE]
+    cdef double second[TILE]
+    cdef double nothing[TILE]       # NaN for a row that holds no distribution, else 0
+    cdef Py_ssize_t i
+    for i in range(rows):
+        nothing[i] = NAN if no_distribution(o, i) else 0
+        top[i] = o.top[i]
+        second[i] = o.second[i]
+    if sc.probs[0]:
+        for i in range(rows):
+            top[i] = logit(sc, 0, top[i])
+            second[i] = logit(sc, 0, second[i])
+    if sc.margin != NULL:
+        for i in range(rows):
+            result[i] = top[i] - second[i] + nothing[i]
+        put_column(sc.margin, sc.single, row, rows, result)
+    if sc.max_prob != NULL:
+        for i in range(rows):
+            result[i] = exp_up_f64(top[i] - full.m[i]) * FK_DOWN / (1 + excess(full, i)) + nothing[i]
+        put_column(sc.max_prob, sc.single, row, rows, result)
+    if sc.argmax != NULL:
+        for i in range(rows):
+            sc.argmax[row + i] = o.argmax[i] if nothing[i] == 0 else -1
+    if sc.rank != NULL:
+        for i in range(rows):
+            sc.rank[row + i] = 1 + <int64_t>o.above[i] if nothing[i] == 0 else -1
+    if sc.correct != NULL:
+        for i in range(rows):
+            sc.correct[row + i] = (nothing[i] == 0) & (o.argmax[i] == rest.index[i])
+    if sc.agree != NULL:
+        for i in range(rows):
+            sc.agree[row + i] = (nothing[i] == 0) & (not no_distribution(other, i)) & (o.argmax[i] == other.argmax[i])
 
 
 cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* full, const Sums* rest, const Order* o,
                      const Order* other, const Divergences* d) noexcept nogil:
     cdef double result[TILE]
     cdef Py_ssize_t i
-    cdef double top, second
     if sc.lse != NULL:
         finish_logsumexp(full, rows, result)
         put_column(sc.lse, sc.single, row, rows, result)
@@ -879,35 +532,18 @@ cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* ful
     if sc.moments:
         finish_entropy_of_logits(full, rows, 1, result)
         put_column(sc.entropy, sc.single, row, rows, result)
+    if sc.perplexity != NULL:
         for i in range(rows):
             result[i] = exp_up_f64(result[i]) * FK_DOWN
         put_column(sc.perplexity, sc.single, row, rows, result)
     if sc.order:
-        if sc.max_prob != NULL:
-            for i in range(rows):
-                top = ordered_logit(sc, o.top[i])
-                result[i] = NAN if no_order(o, i) else exp_up_f64(top - full.m[i]) * FK_DOWN / (1 + excess(full, i))
-            put_column(sc.max_prob, sc.single, row, rows, result)
-        for i in range(rows if sc.margin != NULL else 0):
-            top = ordered_logit(sc, o.top[i])
-            second = ordered_logit(sc, o.second[i])
-            result[i] = NAN if no_order(o, i) else top - second
-        put_column(sc.margin, sc.single, row, rows, result)
-        for i in range(rows):
-            if sc.argmax != NULL:
-                sc.argmax[row + i] = -1 if no_order(o, i) else o.argmax[i]
-            if sc.rank != NULL:
-                sc.rank[row + i] = -1 if no_order(o, i) else 1 + <int64_t>o.above[i]
-            if sc.correct != NULL:
-                sc.correct[row + i] = not no_order(o, i) and o.argmax[i] == rest.index[i]
-            if sc.agree != NULL:
-                sc.agree[row + i] = not no_order(o, i) and not no_order(other, i) and o.argmax[i] == other.argmax[i]
+        put_order(sc, row, rows, full, rest, o, other)
     put_column(sc.kl, sc.single, row, rows, d.kl)
     put_column(sc.reverse_kl, sc.single, row, rows, d.reverse_kl)
     put_column(sc.js, sc.single, row, rows, d.js)
 
 
-# ---- tiles and threads ---------------------------------------------------------------------------------------------------
+# ---- tiles and threads -----------------------------------------------------------------------------------------------
 
 cdef void score_tile(Score* sc, Py_ssize_t t, Py_ssize_t size, real* scratch) noexcept nogil:
     cdef Py_ssize_t row = t * size
@@ -926,11 +562,11 @@ cdef int execute_score(Score* sc, int threads, real* like) noexcept nogil:
     cdef real* scratch = NULL
     if classes <= ACROSS:
         size = LANES
-        stride = 5 * classes * LANES
+        stride = (5 * classes + 2 * sc.k) * LANES
     else:
         size = 4 * BLOCK // classes
         size = 1 if size < 1 else size
-        stride = 4 * (64 // sizeof(real)) * BLOCK + BLOCK
+        stride = 4 * (32 // sizeof(real)) * SPAN + SPAN
     stride += sc.k + 64 - sc.k % 64
     tiles = (sc.plan.rows + size - 1) // size
     threads = <int>tiles if threads > tiles else threads
@@ -1013,7 +649,7 @@ def score(bint double_precision, bint single, tuple operands, labels, tuple prob
     sc.divergence = sc.kl != NULL or sc.reverse_kl != NULL or sc.js != NULL
     sc.loss = sc.label_loss != NULL
     sc.moments = sc.entropy != NULL or sc.perplexity != NULL
-    sc.sums = (sc.moments or sc.divergence or sc.loss or sc.lse != NULL or sc.max_prob != NULL or sc.k > 0)
+    sc.sums = (sc.moments or sc.divergence or sc.lse != NULL or sc.max_prob != NULL or sc.k > 0)
     sc.order = (sc.max_prob != NULL or sc.margin != NULL or sc.k > 0 or sc.argmax != NULL or sc.rank != NULL
                 or sc.correct != NULL or sc.agree != NULL)
     with nogil:
