@@ -606,17 +606,21 @@ def test_arguments_that_make_no_sense(
     assert reason in said.err
 
 
-def test_given_and_temperature(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "temperature", "stats"),
+    [("logits,probs", "2,1", "kl,lse"), ("probs", "1", "kl,top_k"), ("log_probs,logits", "0.5", "js,top_k")],
+)
+def test_given_and_temperature(tmp_path: Path, given: str, temperature: str, stats: str) -> None:
     rng = np.random.default_rng(0)
-    p, z = rng.dirichlet(np.ones(5), 100), rng.normal(size=(100, 5))
-    np.savez(tmp_path / "x.npz", logits=z, reference=p)
-    run = main(
-        ["score", str(tmp_path / "x.npz"), "--reference", "reference", "--given", "logits,probs", "--temperature",
-         "2,1", "--stats", "kl,top_k", "--top-k", "2", "--out", str(tmp_path / "s.npz")]
-    )  # fmt: skip
-    assert run == 0
-    whole = fk.score(z, None, p, stats=["kl", "top_k"], given=("logits", "probs"), temperature=(2, 1), k=2)
-    with np.load(tmp_path / "s.npz") as columns:
+    x, r = rng.dirichlet(np.ones(5), (2, 100))
+    np.savez(tmp_path / "x.npz", logits=x, reference=r)
+    options = ["--given", given, "--temperature", temperature, "--stats", stats, "--top-k", "2"]
+    out = tmp_path / "s.npz"
+    assert main(["score", str(tmp_path / "x.npz"), "--reference", "reference", *options, "--out", str(out)]) == 0
+    holds = given.split(",") if "," in given else given
+    divisors = tuple(map(float, temperature.split(","))) if "," in temperature else float(temperature)
+    whole = fk.score(x, None, r, stats=stats.split(","), given=holds, temperature=divisors, k=2)
+    with np.load(out) as columns:
         assert list(columns) == list(whole)
         for name in whole:
-            np.testing.assert_allclose(columns[name], whole[name], rtol=1e-12)
+            assert columns[name].tobytes() == whole[name].tobytes()

@@ -110,7 +110,7 @@ class Writer(ABC):
             finally:
                 self._abandon()
 
-    def _abandon(self) -> None:
+    def _abandon(self) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of what would still write, whether or not that has finished."""
 
 
