@@ -608,7 +608,7 @@ def test_arguments_that_make_no_sense(
 
 @pytest.mark.parametrize(
     ("given", "temperature", "stats"),
-    [("logits,probs", "2,1", "kl,lse"), ("probs", "1", "kl,top_k"), ("log_probs,logits", "0.5", "js,top_k")],
+    [("logits,probs", "2,1", "kl,top_k"), ("probs", "1", "kl,top_k"), ("log_probs,logits", "0.5", "js,top_k")],
 )
 def test_given_and_temperature(tmp_path: Path, given: str, temperature: str, stats: str) -> None:
     rng = np.random.default_rng(0)
