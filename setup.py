@@ -35,6 +35,6 @@ class BuildWithOpenMP(build_ext):
 
 api = {"include_dirs": [numpy.get_include()], "define_macros": [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]}
 sources = [str(path) for pattern in ("*.pxi", "*.h") for path in sorted(HERE.glob(pattern))]
-names = ["cpu", "mapped", *TIERS]
+names = ["cpu", "count", "mapped", *TIERS]
 modules = [Extension(f"fastkl._kernels.{n}", [f"{HERE}/{n}.pyx"], depends=sources, **api) for n in names]
 setup(cmdclass={"build_ext": BuildWithOpenMP}, ext_modules=modules)

@@ -4,12 +4,24 @@ import itertools
 import math
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastkl.batch.totals import BLOCK_ROWS, Calibration, ExactSum, Totals, calibration_error
+import fastkl as fk
+from fastkl._kernels import count
+from fastkl.batch.totals import (
+    BLOCK_ROWS,
+    Calibration,
+    EvenBins,
+    ExactSum,
+    OctaveBins,
+    Totals,
+    brier,
+    calibration_error,
+)
 
 SETTINGS = {"has_labels": True, "has_reference": True, "has_weights": True, "worst": 5, "bins": 7}
 
@@ -17,8 +29,8 @@ SETTINGS = {"has_labels": True, "has_reference": True, "has_weights": True, "wor
 def score_in_numpy(rng, rows, classes, dtype=np.float32):
     """Columns of fastkl.score by plain NumPy, with labels, weights, probabilities, and a tenth of the rows invalid."""
     p, q = (rng.dirichlet(np.full(classes, 0.3), rows) for _ in range(2))
-    p[rng.random(rows) < 0.05, 0] = np.nan
-    q[rng.random(rows) < 0.05, 0] = np.nan
+    p[rng.random(rows) < 0.05] = np.nan
+    q[rng.random(rows) < 0.05] = np.nan
     labels = rng.integers(classes, size=rows)
     valid = ~np.isnan(p[:, 0])
     own = p[np.arange(rows), labels]
@@ -52,7 +64,7 @@ def totals_of(classes, columns, labels, weights, cuts=(), **settings):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (1000, 2), (5000, 10), (3 * BLOCK_ROWS + 5, 3)])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (1000, 2), (5000, 10), (100_000, 3)])
 def test_summary_is_what_the_definitions_say(rows, classes, dtype):
     columns, labels, weights, p = score_in_numpy(np.random.default_rng(rows), rows, classes, dtype)
     summary = totals_of(classes, columns, labels, weights).summary()
@@ -109,7 +121,7 @@ def test_summary_is_what_the_definitions_say(rows, classes, dtype):
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_chunks_order_and_processes_leave_no_trace(data):
-    rows = data.draw(st.sampled_from([0, 1, 7, 300, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 3]))
+    rows = data.draw(st.sampled_from([0, 1, 7, 300, BLOCK_ROWS, BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 3]))
     classes = data.draw(st.sampled_from([1, 2, 5]))
     columns, labels, weights, _ = score_in_numpy(np.random.default_rng(rows), rows, classes)
     if rows:
@@ -137,8 +149,49 @@ def test_sums_are_exact_over_the_whole_range(values):
     total = ExactSum()
     total.add(np.array(values, dtype=np.float64))
     exact = sum(map(Fraction, values))
-    assert Fraction(total.units, 2**-ExactSum.UNIT) == exact
+    assert Fraction(total.units, 2**1074) == exact
     np.testing.assert_equal(total.mean(), float(exact / len(values)) if values else math.nan)
+
+
+@pytest.mark.parametrize("bits", [np.uint32, np.uint64])
+def test_no_value_leaves_its_bins(bits):
+    """Any bits at all, negative numbers and NaNs of both signs among them, in steps through memory of both signs."""
+    rng = np.random.default_rng(6)
+    drawn = rng.integers(np.iinfo(bits).max, size=100_000, dtype=bits, endpoint=True)
+    values = drawn.view(np.float32 if bits is np.uint32 else np.float64)
+    classes = rng.integers(-(2**63), 2**63 - 1, 100_000)
+    classes[::2] %= 5
+    for step in (1, -3):
+        octaves, even, calibration, total = OctaveBins(), EvenBins(), Calibration(3), ExactSum()
+        confusion = np.zeros((4, 5), np.int64)
+        for counter in (octaves, even, total):
+            counter.add(values[::step])
+        calibration.add(values[::step], (classes > 0)[::step])
+        count.confusions(classes[::step], classes[::-1][::step], confusion)
+        kept = np.count_nonzero(~np.isnan(values[::step]))
+        assert octaves.counts.sum() == even.counts.sum() == total.finite + total.infinite == kept
+        assert calibration.wide[:, :2].sum() == calibration.fine[:, :2].sum() == kept
+        assert total.infinite == np.count_nonzero(np.isinf(values[::step]))
+        finite = values[::step][np.isfinite(values[::step])].tolist()
+        assert Fraction(total.units, 2**1074) == sum(map(Fraction, finite))
+        a, b = classes[::step], classes[::-1][::step]
+        expected = [[np.count_nonzero((a == i) & (b == j)) for j in range(5)] for i in range(4)]
+        assert confusion.tolist() == expected
+    for call in (count.evenly, lambda v, c: count.octaves(v, 0, 5, c)):
+        with pytest.raises(ValueError, match="there are no bins"):
+            call(values, np.zeros(0, np.int64))
+    with pytest.raises(ValueError, match=r"shape \(2048, 2\)"):
+        count.exact_sum(values, np.zeros((3, 2), np.int64))
+
+
+def test_a_sum_goes_on_where_its_mantissas_are_full(monkeypatch):
+    monkeypatch.setattr(ExactSum, "ROOM", 1000)
+    values = np.random.default_rng(7).exponential(size=5432)
+    total = ExactSum()
+    for part in np.split(values, [10, 999, 1001, 4000]):
+        total.add(part)
+    assert Fraction(total.units, 2**1074) == sum(map(Fraction, values.tolist()))
+    assert (total.finite, total.infinite) == (5432, 0)
 
 
 def plain_calibration_error(confidence, right, groups):
@@ -156,11 +209,11 @@ def test_calibration_errors_are_those_of_the_definition():
     mass = np.array_split(order, 16)
 
     calibration = Calibration(15)
-    calibration.add(confidence, right.astype(np.int64))
+    calibration.add(confidence, right)
     assert abs(calibration_error(calibration.equal_width()) - plain_calibration_error(confidence, right, wide)) < 1e-9
     # 16 divides the rows: the bins are the same but for rows at their borders that are within 2**-9 of each other.
     calibration = Calibration(16)
-    calibration.add(confidence, right.astype(np.int64))
+    calibration.add(confidence, right)
     bins = calibration.equal_mass()
     assert max(abs(bin_.rows - 1250) for bin_ in bins) <= 12
     np.testing.assert_allclose([bin_.confidence for bin_ in bins], [confidence[g].mean() for g in mass], atol=3e-4)
@@ -172,7 +225,7 @@ def test_equal_mass_bins_are_exact_where_confidences_are_apart():
     right = np.random.default_rng(2).random(1000) < 0.8
     groups = np.array_split(np.arange(1000), 10)
     calibration = Calibration(10)
-    calibration.add(confidence, right.astype(np.int64))
+    calibration.add(confidence, right)
     bins = calibration.equal_mass()
     assert [bin_.rows for bin_ in bins] == [100] * 10
     np.testing.assert_allclose([b.confidence for b in bins], [confidence[g].mean() for g in groups], rtol=0, atol=1e-9)
@@ -201,6 +254,33 @@ def test_against_scikit_learn():
     bins = [bin_ for bin_ in summary.calibration if bin_.rows]
     np.testing.assert_allclose([bin_.accuracy for bin_ in bins], accuracy, rtol=1e-12)
     np.testing.assert_allclose([bin_.confidence for bin_ in bins], confidence, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spread", [0.1, 3, 30])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_brier_scores_from_two_temperatures(rng, dtype, spread, temperature):
+    x = rng.normal(0, spread, (60, 7)).astype(dtype)
+    labels = rng.integers(7, size=60)
+    x[0, labels[0]], x[1, 2:] = -np.inf, -np.inf
+    x[2, 3] = np.nan
+    x[3, labels[3]] += 50  # a score near 0
+    stats = ["lse", "loss"]
+    found = brier(*(fk.score(x, labels, stats=stats, temperature=t) for t in (temperature, temperature / 2)))
+    z = x if temperature == 1 else x / dtype(temperature)
+    with mpmath.workdps(60):
+        for row in range(60):
+            if row == 2:
+                assert np.isnan(found[row])
+                continue
+            weights = [mpmath.exp(mpmath.mpf(float(v))) for v in z[row]]
+            p = [w / mpmath.fsum(weights) for w in weights]
+            exact = mpmath.fsum((v - (j == labels[row])) ** 2 for j, v in enumerate(p))
+            # Losses are good to 4 + d/2 eps, and to their type's smallest number; half the temperature doubles d.
+            second, first = np.sort(z[row].astype(float))[-2:]
+            relative = 4 * float(np.finfo(dtype).eps) * (4 + first - second) * (1 + 7 * spread)
+            near = relative * exact + float(np.finfo(dtype).smallest_subnormal)
+            assert abs(found[row] - exact) <= near, (row, found[row], exact)
 
 
 @pytest.mark.parametrize("classes", [1, 2])
@@ -258,11 +338,13 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
         ({"columns": {"entropy": np.zeros(2)}}, ValueError, "column 'loss' is missing; given are entropy"),
         ({"columns": {"loss": np.zeros(3)}}, ValueError, r"label has shape \(2,\); loss has \(3,\)"),
         ({"labels": None}, ValueError, "labels are wanted"),
-        ({"labels": np.array([0.0, 1.0])}, ValueError, "labels are integers, not float64"),
+        ({"labels": np.array([0.0, 1.0])}, ValueError, "label is an integer, not float64"),
         ({"labels": np.array([0, 3])}, IndexError, "label 3 in row 11 is out of range for 3 classes"),
         ({"labels": np.array([2**64 - 1, 1], np.uint64)}, IndexError, f"label {2**64 - 1} in row 10"),
         ({"weights": np.array([1.0, np.nan])}, ValueError, "weight nan in row 11 is not finite and >= 0"),
         ({"weights": None}, ValueError, "weights are wanted"),
+        ({"columns": {"loss": np.ones((2, 1))}}, ValueError, r"loss has shape \(2, 1\).* and columns are 1-d"),
+        ({"columns": {"loss": np.ones(2, int)}}, ValueError, "loss is floating point, not int64"),
     ],
 )
 def test_what_is_refused_leaves_the_totals_as_they_were(change, error, message):

@@ -11,17 +11,16 @@ import io
 import math
 import os
 import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastkl.batch.totals import CalibrationBin, Histogram, Row, Summary
+from fastkl.batch.writers import replacing, target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +140,9 @@ def write_report(
     """
     if class_names is not None and len(class_names) != summary.classes:
         raise ValueError(f"{len(class_names)} class names are given for {summary.classes} classes")
-    replace_file(path, page(summary, title, details or {}, class_names, set_aside).encode("utf-8", "backslashreplace"))
+    text = page(summary, title, details or {}, class_names, set_aside)
+    with replacing(target(path)) as output:
+        output.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_plot(path: str | os.PathLike[str], summary: Summary, *, title: str = "Scores") -> None:
@@ -177,27 +178,8 @@ def write_plot(path: str | os.PathLike[str], summary: Summary, *, title: str = "
             axes.set_title(panel.title, loc="left", pad=22)  # above the marks
         buffer = io.BytesIO()
         picture.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    replace_file(path, buffer.getvalue())
-
-
-def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file beside its place, and put it there when it is on the disk."""
-    # A symbolic link is followed: the rename is to replace the file, not the link.
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise OSError(f"{os.fspath(path)}: is not a regular file, and would be replaced")
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as output:
-            output.write(content)
-            output.flush()
-            os.fsync(output.fileno())
-        os.replace(partial, target)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+    with replacing(target(path)) as output:
+        output.write(buffer.getvalue())
 
 
 @dataclass(frozen=True)
@@ -330,14 +312,17 @@ def interval(bin_: CalibrationBin) -> tuple[float, float]:
 
 def draw_confidence(axes: Axes, histogram: Histogram) -> None:
     """Draw a histogram of probabilities."""
+    from matplotlib.ticker import MaxNLocator
+
     share = 100 * histogram.counts / histogram.counts.sum()
     axes.bar(histogram.edges[:-1], share, np.diff(histogram.edges) * 0.94, align="edge", color=LIGHT["main"])
     axes.set(xlim=(0, 1), xlabel="largest probability", ylabel="% of rows")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def draw_nats(axes: Axes, histogram: Histogram, mean: float | None, uniform: float | None) -> None:
     """Draw a histogram over orders of magnitude; what is too small or too large for it gets a bar of its own."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     counts, total = histogram.counts, histogram.counts.sum()
     inner = np.flatnonzero(counts[1:-1]) + 1
@@ -346,7 +331,8 @@ def draw_nats(axes: Axes, histogram: Histogram, mean: float | None, uniform: flo
     lowest, highest = min([lowest, *finite]), max([highest, *finite])
     first, last = math.floor(math.log2(lowest)), math.ceil(math.log2(highest))
     first, last = min(first, last - 3), last
-    step = next(step for step in 2.0 ** np.arange(-3, 8) if last - first <= 48 * step)
+    bars = 64 if total >= 10_000 else 32  # few rows make ragged bars
+    step = next(step for step in 2.0 ** np.arange(-3, 8) if last - first <= bars * step)
     wanted = 2.0 ** np.arange(first, last + step, step)
     # Bars end where bins end, at the nearest: no row is counted by guess.
     ends = np.clip(np.searchsorted(histogram.edges[1:-1] * (1 + 1 / 64), wanted), 0, len(counts) - 2)
@@ -372,6 +358,7 @@ def draw_nats(axes: Axes, histogram: Histogram, mean: float | None, uniform: flo
     axes.xaxis.set_major_locator(FixedLocator([10.0**decade for decade in decades]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(round(math.log10(value)))))
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if mean is not None and 0 < mean < math.inf:
         mark(axes, mean, f"mean {number(mean)}")
     if uniform:

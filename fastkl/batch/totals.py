@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastkl._kernels import count
+
 Floats = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float32] | Floats
 Ints = npt.NDArray[np.int64]
 
-#: Rows that are gathered before they are counted, so that small chunks do not pay NumPy's cost per call.
-BLOCK_ROWS = 2**15
+#: Rows that are counted at a time: what is computed for them stays in the cache.
+BLOCK_ROWS = 2**14
 
 #: The columns that are read, in the order of ``fastkl.score``; which are there depends on what it was given.
 OF_LOGITS = ("entropy", "max_prob", "argmax")
 OF_LABELS = ("loss", "correct", "rank")
 OF_REFERENCE = ("kl", "reverse_kl", "js", "agree")
-#: Read when it is named: the row's Brier score, sum over classes of (p - [class is the label])^2.
+#: Read when it is named: the row's Brier score, as `brier` gives it.
 ON_REQUEST = ("brier",)
 
 #: The columns that tell a row which holds no distribution (NaN there, or -1), the first of them that is present.
@@ -35,42 +38,47 @@ TELLS_INVALID = ("entropy", "max_prob", "argmax", "loss", "rank")
 
 
 class ExactSum:
-    """A sum of float64 without rounding: an integer number of 2**-1126, which divides every float64.
+    """A sum of float64 without rounding: an integer number of 2**-1074, which divides every float64.
 
-    Infinite values are counted apart; NaN must not come.
+    Infinite values are counted apart; a NaN is no value.
     """
 
-    UNIT = -1126  # frexp gives mantissas of 53 bits below the point, and exponents from -1073
+    #: Before the sums of mantissas might overflow they move to Python's integers.
+    ROOM = 2**34
 
     def __init__(self) -> None:
-        self.units, self.finite, self.infinite = 0, 0, 0
+        self.finite, self.infinite = 0, 0
+        self._units = 0
+        self._mantissas = np.zeros((2048, 2), np.int64)  # by exponent, low and high bits
+        self._waiting = 0
 
-    def add(self, values: Floats) -> None:
-        """Add up to 2**24 values."""
-        finite = np.isfinite(values)
-        if not finite.all():
-            values = values[finite]
-            self.infinite += len(finite) - len(values)
-        self.finite += len(values)
-        if not len(values):
-            return
-        mantissa, exponent = np.frexp(values)
-        lowest = int(exponent.min())
-        place = exponent - lowest
-        # Mantissas of one exponent add up in a float64 without rounding while they have few bits: the 24 of a float32
-        # first, then the 29 that may be left.
-        high = mantissa.astype(np.float32).astype(np.float64)
-        low = mantissa - high
-        for part, bits in ((high, 24), (low, 53)):
-            if part is low and not low.any():
-                continue
-            for step, total in enumerate(np.bincount(place, part).tolist()):
-                if total:
-                    self.units += int(math.ldexp(total, bits)) << (lowest + step - bits - self.UNIT)
+    def add(self, values: Values) -> None:
+        """Add values."""
+        for start in range(0, len(values), self.ROOM):
+            part = values[start : start + self.ROOM]
+            if self._waiting + len(part) > self.ROOM:
+                self._fold()
+            self._waiting += len(part)
+            finite, infinite = count.exact_sum(part, self._mantissas)
+            self.finite += finite
+            self.infinite += infinite
+
+    def _fold(self) -> None:
+        for exponent in np.flatnonzero(self._mantissas.any(axis=1)).tolist():
+            low, high = self._mantissas[exponent].tolist()
+            self._units += ((high << 26) + low) << max(0, exponent - 1)
+        self._mantissas[:] = 0
+        self._waiting = 0
+
+    @property
+    def units(self) -> int:
+        """The sum of the finite values, in units of 2**-1074."""
+        self._fold()
+        return self._units
 
     def merge(self, other: ExactSum) -> None:
         """Add what another sum holds."""
-        self.units += other.units
+        self._units += other.units
         self.finite += other.finite
         self.infinite += other.infinite
 
@@ -78,7 +86,7 @@ class ExactSum:
         """Return the mean of what was added, correctly rounded; NaN of nothing."""
         if self.infinite:
             return math.inf
-        return float(Fraction(self.units, self.finite << -self.UNIT)) if self.finite else math.nan
+        return float(Fraction(self.units, self.finite << 1074)) if self.finite else math.nan
 
     def state(self) -> list[Any]:
         """Return the sum as JSON can hold it."""
@@ -86,7 +94,7 @@ class ExactSum:
 
     def restore(self, state: Sequence[Any]) -> None:
         """Take what `state` gave."""
-        self.finite, self.infinite, self.units = state[0], state[1], int(state[2], 16)
+        self.finite, self.infinite, self._units = state[0], state[1], int(state[2], 16)
 
 
 @dataclass(frozen=True)
@@ -117,10 +125,9 @@ class EvenBins:
     def __init__(self) -> None:
         self.counts = np.zeros(self.COUNT, np.int64)
 
-    def add(self, values: Floats) -> None:
-        """Count values."""
-        places = np.minimum((values * self.COUNT).astype(np.int64), self.COUNT - 1)
-        self.counts += np.bincount(places, minlength=self.COUNT)
+    def add(self, values: Values) -> None:
+        """Count values; a NaN is none."""
+        count.evenly(values, self.counts)
 
     def histogram(self) -> Histogram:
         """Return the counts with their edges."""
@@ -139,25 +146,66 @@ class OctaveBins:
     def __init__(self) -> None:
         self.counts = np.zeros(((self.HIGHEST - self.LOWEST) << self.BITS) + 2, np.int64)
 
-    def add(self, values: Floats) -> None:
-        """Count values."""
-        places = octave_bins(values, self.LOWEST, self.BITS, len(self.counts))
-        self.counts += np.bincount(places, minlength=len(self.counts))
+    def add(self, values: Values) -> None:
+        """Count values; a NaN is none."""
+        count.octaves(values, self.LOWEST, self.BITS, self.counts)
 
     def histogram(self) -> Histogram:
         """Return the counts with their edges."""
         return Histogram(octave_edges(self.LOWEST, self.BITS, len(self.counts)), self.counts.copy())
 
 
-def octave_bins(values: Floats, lowest: int, bits: int, count: int) -> Ints:
-    """Return each value's bin, by its leading bits: 0 below 2**lowest, then ``2**bits`` for each octave."""
-    places: Ints = (values.view(np.int64) >> (52 - bits)) - ((1023 + lowest) << bits) + 1
-    return np.minimum(np.maximum(places, 0), count - 1)
+def brier(scores: Mapping[str, npt.NDArray[Any]], sharper: Mapping[str, npt.NDArray[Any]]) -> Floats:
+    """Return the Brier score of each row, ``sum((p - one_hot(label))**2)``, from two temperatures.
+
+    With L the loss at temperature T, and L' at T / 2, where probabilities are proportional to p**2, the other classes'
+    p**2 sum to exp(-2 L) (exp(L') - 1). So no probability is needed, and in
+
+        (1 - exp(-L))**2 + exp(-2 L) (exp(L') - 1)
+
+    no digits cancel: it is off by a few times the error of the losses, times 1 + L.
+
+    Parameters
+    ----------
+    scores, sharper : mapping of str to ndarray
+        ``lse`` and ``loss`` of ``fastkl.score`` for the same rows and labels, at T and at T / 2.
+
+    Returns
+    -------
+    ndarray
+        float64, from 0 to 2; NaN where the losses are.
+
+    References
+    ----------
+    G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
+
+    Examples
+    --------
+    >>> import numpy as np, fastkl as fk
+    >>> from fastkl.batch.totals import brier
+    >>> x, labels, stats = np.log([[0.7, 0.2, 0.1]]), [0], ["lse", "loss"]
+    >>> brier(*(fk.score(x, labels, stats=stats, temperature=t) for t in (1, 0.5))).round(12).tolist()
+    [0.14]
+    """
+    loss, sharper_loss, lse, sharper_lse = (
+        np.asarray(columns[name], np.float64) for name in ("loss", "lse") for columns in (scores, sharper)
+    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        others = np.where(
+            # Beyond 40 the 1 does not show, and before 700 exp would overflow.
+            sharper_loss < 40,
+            np.exp(-2 * loss) * np.expm1(sharper_loss),
+            np.exp(sharper_loss - 2 * loss),
+        )
+        # A label of probability 0 tells nothing of the other classes.
+        others = np.where(np.isinf(loss), np.exp(sharper_lse - 2 * lse), others)
+        total: Floats = np.square(np.expm1(-loss)) + others
+    return total
 
 
-def octave_edges(lowest: int, bits: int, count: int) -> Floats:
-    """Return the edges of `octave_bins`."""
-    inner = (np.arange(count - 1, dtype=np.int64) + ((1023 + lowest) << bits)) << (52 - bits)
+def octave_edges(lowest: int, bits: int, bins: int) -> Floats:
+    """Return the edges of bins of which the first ends at 2**lowest, and then ``2**bits`` make an octave."""
+    inner = (np.arange(bins - 1, dtype=np.int64) + ((1023 + lowest) << bits)) << (52 - bits)
     return np.concatenate(([0.0], inner.view(np.float64), [np.inf]))
 
 
@@ -174,7 +222,7 @@ class Calibration:
     """How often rows of a confidence are right, in bins of equal width and in bins of (nearly) equal mass.
 
     Confidence is the largest probability. Bins of equal width are ((i - 1) / M, i / M], as in Guo et al. (2017); each
-    sums its confidences rounded to 2**-32.
+    sums its confidences rounded to 2**-28, for up to 2**35 rows.
 
     Bins of equal mass need the order of all rows, which no total can keep. So confidences are counted in 2**9 bins for
     each octave of 1 - confidence, down to 2**-32, and these are dealt whole: the one with r rows before it goes to mass
@@ -184,62 +232,48 @@ class Calibration:
     LOWEST, BITS, OFFSET_BITS = -32, 9, 20
 
     def __init__(self, bins: int) -> None:
-        self.right = np.zeros((bins, 2), np.int64)  # rows that are wrong, rows that are right
-        self.confidence = [0] * bins
-        fine = (-self.LOWEST << self.BITS) + 1
-        self.fine_right = np.zeros((fine, 2), np.int64)
-        self.fine_offset = np.zeros(fine, np.int64)
+        # In each bin: rows that are wrong, rows that are right, and the sum of the confidences (wide) or of how far
+        # into the bin the doubts lie (fine).
+        self.wide = np.zeros((bins, 3), np.int64)
+        self.fine = np.zeros(((-self.LOWEST << self.BITS) + 1, 3), np.int64)
 
-    def add(self, confidence: Floats, right: Ints) -> None:
-        """Count rows; `right` holds 0 and 1."""
-        bins = len(self.right)
-        place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-        self.right += np.bincount(2 * place + right, minlength=2 * bins).reshape(bins, 2)
-        for bin_, units in enumerate(np.bincount(place, np.rint(confidence * 2**32), minlength=bins).tolist()):
-            self.confidence[bin_] += int(units)
-
-        fine = len(self.fine_right)
-        doubt = 1 - confidence
-        place = octave_bins(doubt, self.LOWEST, self.BITS, fine)
-        self.fine_right += np.bincount(2 * place + right, minlength=2 * fine).reshape(fine, 2)
-        # How far into its bin a doubt lies, in units of 2**-20 bins, from the bits that follow those of the bin.
-        offset = (doubt.view(np.int64) >> (52 - self.BITS - self.OFFSET_BITS)) & (2**self.OFFSET_BITS - 1)
-        self.fine_offset += np.bincount(place, offset, minlength=fine).astype(np.int64)
+    def add(self, confidence: Values, correct: npt.NDArray[np.bool_]) -> None:
+        """Count rows; one whose confidence is NaN is none."""
+        flags = correct.view(np.uint8)
+        count.calibration(confidence, flags, self.wide, self.LOWEST, self.BITS, self.OFFSET_BITS, self.fine)
 
     def merge(self, other: Calibration) -> None:
         """Add what another calibration holds."""
-        self.right += other.right
-        self.confidence = [a + b for a, b in zip(self.confidence, other.confidence, strict=True)]
-        self.fine_right += other.fine_right
-        self.fine_offset += other.fine_offset
+        self.wide += other.wide
+        self.fine += other.fine
 
     def equal_width(self) -> tuple[CalibrationBin, ...]:
         """Return the bins of equal width, empty ones too, by rising confidence."""
         bins = []
-        for (wrong, right), units in zip(self.right.tolist(), self.confidence, strict=True):
+        for wrong, right, units in self.wide.tolist():
             rows = wrong + right
-            mean = float(Fraction(units, rows << 32)) if rows else math.nan
+            mean = float(Fraction(units, rows << 28)) if rows else math.nan
             bins.append(CalibrationBin(rows, mean, right / rows if rows else math.nan))
         return tuple(bins)
 
     def equal_mass(self) -> tuple[CalibrationBin, ...]:
         """Return the bins of equal mass that hold any row, by rising confidence."""
-        rows = self.fine_right.sum(axis=1)
+        rows, right, offset = self.fine[:, :2].sum(axis=1), self.fine[:, 1], self.fine[:, 2]
         edges = octave_edges(self.LOWEST, self.BITS, len(rows) + 1)[:-1]
         width = np.diff(edges, append=1.0)
-        doubt = edges[:-1] * rows + width[:-1] * (self.fine_offset / 2**self.OFFSET_BITS)
+        doubt = edges[:-1] * rows + width[:-1] * (offset / 2**self.OFFSET_BITS)
         doubt[0] = 0  # below 2**-32
         # By rising confidence is by falling doubt.
-        rows, right, doubt = rows[::-1], self.fine_right[::-1, 1], doubt[::-1]
+        rows, right, doubt = rows[::-1], right[::-1], doubt[::-1]
         before = np.cumsum(rows) - rows
-        group = before * len(self.right) // max(1, int(rows.sum()))
+        group = before * len(self.wide) // max(1, int(rows.sum()))
         bins = []
-        for number in range(len(self.right)):
+        for number in range(len(self.wide)):
             own = (group == number) & (rows > 0)
             if own.any():
-                count = int(rows[own].sum())
-                mean = 1 - math.fsum(doubt[own].tolist()) / count
-                bins.append(CalibrationBin(count, mean, int(right[own].sum()) / count))
+                held = int(rows[own].sum())
+                mean = 1 - math.fsum(doubt[own].tolist()) / held
+                bins.append(CalibrationBin(held, mean, int(right[own].sum()) / held))
         return tuple(bins)
 
 
@@ -275,31 +309,35 @@ class TopRows:
         self.size = size
         self.rows: list[Row] = []
 
-    def add(self, values: Floats, block: Mapping[str, npt.NDArray[Any]], source: str) -> None:
-        """Take the rows of a block; a NaN is no value."""
-        number = block["row"]
+    def add(self, values: Values, columns: Mapping[str, npt.NDArray[Any]], first_row: int, source: str) -> None:
+        """Take rows numbered from `first_row`; a NaN is no value."""
         if len(self.rows) < self.size:
             entering = ~np.isnan(values)
         else:
             last = self.rows[-1]
             entering = values > last.value
-            if source <= last.source:
-                level = values == last.value
-                entering |= level & (number < last.row) if source == last.source else level
+            if source < last.source:
+                entering = values >= last.value
+            elif source == last.source and first_row < last.row:
+                entering[: last.row - first_row] |= values[: last.row - first_row] == last.value
+        if not entering.any():
+            return
         candidates = np.flatnonzero(entering)
         if len(candidates) > self.size:
-            candidates = candidates[np.lexsort((number[candidates], -values[candidates]))[: self.size]]
-        self.take(Row(float(values[at]), source, int(number[at]), **facts(block, int(at))) for at in candidates)
+            candidates = candidates[np.argsort(-values[candidates], kind="stable")[: self.size]]
+        self.take(
+            Row(float(values[at]), source, first_row + at, **facts(columns, at)) for at in candidates.tolist()
+        )
 
     def take(self, rows: Iterable[Row]) -> None:
         """Take rows from anywhere."""
         self.rows = sorted([*self.rows, *rows], key=Row.order)[: self.size]
 
 
-def facts(block: Mapping[str, npt.NDArray[Any]], at: int) -> dict[str, Any]:
-    """Return what a block tells of one row beside its value."""
+def facts(columns: Mapping[str, npt.NDArray[Any]], at: int) -> dict[str, Any]:
+    """Return what the columns tell of one row beside its value."""
     known = {"true": "label", "predicted": "argmax", "loss": "loss", "entropy": "entropy", "confidence": "max_prob"}
-    return {name: block[column][at].item() for name, column in known.items() if column in block}
+    return {name: columns[column][at].item() for name, column in known.items() if column in columns}
 
 
 @dataclass(frozen=True)
@@ -396,8 +434,7 @@ class Totals:
 
     References
     ----------
-    C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017. G. W. Brier,
-    "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
+    C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017.
 
     Examples
     --------
@@ -445,19 +482,17 @@ class Totals:
         self._bins, self._worst, self._confusion_limit = bins, worst, confusion_limit
 
         has = set(self.columns).issuperset
-        self._counts = {"rows": 0, "invalid": 0}
+        self._counts = {"rows": 0, "valid": 0}
         means = ("entropy", "loss", "brier", "kl", "reverse_kl", "js")
         self._sums = {name: ExactSum() for name in means if has({name})}
         if has_weights and has({"loss"}):
-            self._sums |= {"weight": ExactSum(), "weighted_loss": ExactSum()}
+            self._sums |= {"weights": ExactSum(), "weighted_loss": ExactSum()}
         if has({"correct"}):
             self._counts["right"] = 0
         if has({"rank"}):
             self._counts |= {f"top_{k}": 0 for k in self._top_k}
         if has({"agree"}):
             self._counts["agree"] = 0
-        if has_reference:
-            self._counts["no_divergence"] = 0
         self._histograms: dict[str, EvenBins | OctaveBins] = {
             name: OctaveBins() for name in ("loss", "entropy", "kl", "reverse_kl", "js") if has({name})
         }
@@ -471,17 +506,6 @@ class Totals:
         lists = {"worst": {"loss"}, "surprising": {"loss", "entropy"}, "furthest": {"kl"}}
         self._top = {name: TopRows(worst) for name, needed in lists.items() if has(needed)}
 
-        kinds: dict[str, type] = {"argmax": np.int64, "rank": np.int64, "correct": np.bool_, "agree": np.bool_}
-        self._block: dict[str, npt.NDArray[Any]] = {
-            name: np.empty(BLOCK_ROWS, kinds.get(name, np.float64)) for name in self.columns
-        }
-        self._block["row"] = np.empty(BLOCK_ROWS, np.int64)
-        if has_labels:
-            self._block["label"] = np.empty(BLOCK_ROWS, np.int64)
-        if has_weights:
-            self._block["weight"] = np.empty(BLOCK_ROWS)
-        self._filled = 0
-
     def add(
         self,
         columns: Mapping[str, npt.NDArray[Any]],
@@ -491,114 +515,101 @@ class Totals:
     ) -> None:
         """Take the scores of some rows, numbered from `first_row`: at least the columns named by `columns`, all 1-d.
 
-        What is given is copied. Nothing is taken when an error is raised.
+        Nothing is taken when an error is raised.
 
         Raises
         ------
         ValueError
-            For a column that is missing or of another length; for labels or weights that are missing or were not
-            announced; for a weight that is negative or not finite, with its row.
+            For a column that is missing, of another length or of a type that it cannot have; for labels or weights that
+            are missing or were not announced; for a weight that is negative or not finite, with its row.
         IndexError
             For a label out of range, with its row.
         """
+        given = self._checked(columns, first_row, labels, weights)
+        for start in range(0, len(given[self.columns[0]]), BLOCK_ROWS):
+            block = {name: values[start : start + BLOCK_ROWS] for name, values in given.items()}
+            self._count(block, first_row + start)
+
+    def _count(self, given: Mapping[str, npt.NDArray[Any]], first_row: int) -> None:
+        """Count rows that have been checked."""
+        rows = len(given[self.columns[0]])
+        self._counts["rows"] += rows
+        # A row that holds no distribution is not counted below: it comes as NaN, as class or rank -1, and as False.
+        told = given[next(name for name in TELLS_INVALID if name in given)]
+        self._counts["valid"] += rows - int(np.count_nonzero(np.isnan(told) if told.dtype.kind == "f" else told < 0))
+        for name, column in (("right", "correct"), ("agree", "agree")):
+            if name in self._counts:
+                self._counts[name] += int(np.count_nonzero(given[column]))
+        if "rank" in given:
+            for k in self._top_k:
+                within = int(np.count_nonzero(given["rank"] <= k)) - int(np.count_nonzero(given["rank"] < 1))
+                self._counts[f"top_{k}"] += within
+
+        for name, total in self._sums.items():
+            if name in given:
+                total.add(given[name])
+        for name, bins in self._histograms.items():
+            bins.add(given["max_prob" if name == "confidence" else name])
+        if "weighted_loss" in self._sums:
+            # A row of weight 0 is absent, whatever its loss.
+            weight = np.where(np.isnan(given["loss"]), np.nan, given["weight"])
+            self._sums["weights"].add(weight)
+            loss = np.where(weight == 0, 0.0, given["loss"])
+            self._sums["weighted_loss"].add(weight * loss)
+        if self._calibration:
+            self._calibration.add(given["max_prob"], given["correct"])
+            off = np.subtract(given["max_prob"], given["correct"], dtype=np.float64)
+            self._sums["confidence_brier"].add(off * off)
+        if self._confusion is not None:
+            count.confusions(given["label"], given["argmax"], self._confusion)
+        for name, top in self._top.items():
+            if name == "surprising":
+                values = np.subtract(given["loss"], given["entropy"], dtype=np.float64)
+            else:
+                values = given["loss" if name == "worst" else "kl"]
+            top.add(values, given, first_row, self.source)
+
+    def _checked(
+        self,
+        columns: Mapping[str, npt.NDArray[Any]],
+        first_row: int,
+        labels: npt.NDArray[Any] | None,
+        weights: npt.NDArray[Any] | None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return what `add` was given, each in a type that is counted; raise if it is not what it should be."""
         missing = [name for name in self.columns if name not in columns]
         if missing:
             raise ValueError(f"column {missing[0]!r} is missing; given are {', '.join(columns)}")
         given: dict[str, npt.NDArray[Any]] = {name: np.asarray(columns[name]) for name in self.columns}
-        count = len(given[self.columns[0]])
+        shape = given[self.columns[0]].shape
         for name, values, wanted in (("label", labels, self._has_labels), ("weight", weights, self._has_weights)):
             if (values is not None) != wanted:
                 raise ValueError(f"{name}s are {'wanted' if wanted else 'given, but were not announced'}")
             if values is not None:
-                given[name] = np.asarray(values)
-        for name, values in given.items():
-            if values.shape != (count,):
-                raise ValueError(f"{name} has shape {values.shape}; {self.columns[0]} has {(count,)}")
+                given[name] = np.array(values)  # checked here, and to stay as checked
+        for name, array in given.items():
+            if array.shape != shape or len(shape) != 1:
+                raise ValueError(f"{name} has shape {array.shape}; {self.columns[0]} has {shape}, and columns are 1-d")
+            kinds = {"label": "iu", "argmax": "i", "rank": "i", "correct": "b", "agree": "b"}.get(name, "f")
+            if array.dtype.kind not in kinds:
+                kind = {"iu": "an integer", "i": "a signed integer", "b": "bool", "f": "floating point"}[kinds]
+                raise ValueError(f"{name} is {kind}, not {array.dtype}")
+            if kinds == "f" and array.dtype not in (np.float32, np.float64):
+                given[name] = array.astype(np.float64)
         if labels is not None:
-            if given["label"].dtype.kind not in "iu":
-                raise ValueError(f"labels are integers, not {given['label'].dtype}")
             wrong = (given["label"] < 0) | (given["label"] >= self.classes)
             if wrong.any():
                 at = int(np.argmax(wrong))
                 raise IndexError(
                     f"label {given['label'][at]} in row {first_row + at} is out of range for {self.classes} classes"
                 )
+            given["label"] = given["label"].astype(np.int64, copy=False)
         if weights is not None:
             wrong = ~((given["weight"] >= 0) & (given["weight"] < math.inf))
             if wrong.any():
                 at = int(np.argmax(wrong))
                 raise ValueError(f"weight {given['weight'][at]} in row {first_row + at} is not finite and >= 0")
-
-        start = 0
-        while start < count:
-            taken = min(count - start, BLOCK_ROWS - self._filled)
-            into = slice(self._filled, self._filled + taken)
-            for name, values in given.items():
-                self._block[name][into] = values[start : start + taken]
-            self._block["row"][into] = np.arange(first_row + start, first_row + start + taken)
-            self._filled += taken
-            start += taken
-            if self._filled == BLOCK_ROWS:
-                self._count_block()
-
-    def _count_block(self) -> None:
-        """Count the rows that have been gathered."""
-        block = {name: values[: self._filled] for name, values in self._block.items()}
-        self._filled = 0
-        self._counts["rows"] += len(block["row"])
-        # Wrong is what an invalid row counts as, which is how it comes: its flags are False and its rank is -1.
-        for name, column in (("right", "correct"), ("agree", "agree")):
-            if name in self._counts:
-                self._counts[name] += int(np.count_nonzero(block[column]))
-        if "rank" in block:
-            for k in self._top_k:
-                self._counts[f"top_{k}"] += int(np.count_nonzero((block["rank"] >= 1) & (block["rank"] <= k)))
-
-        told = block[next(name for name in TELLS_INVALID if name in block)]
-        valid = ~np.isnan(told) if told.dtype.kind == "f" else told != -1
-        if not valid.all():
-            block = {name: values[valid] for name, values in block.items()}
-            self._counts["invalid"] += int(np.count_nonzero(~valid))
-        if not len(block["row"]):
-            return
-
-        for name in ("loss", "entropy", "brier"):
-            if name in self._sums:
-                self._sums[name].add(block[name])
-        for name, column in (("loss", "loss"), ("entropy", "entropy"), ("confidence", "max_prob")):
-            if name in self._histograms:
-                self._histograms[name].add(block[column])
-        if "weighted_loss" in self._sums:
-            # A row of weight 0 is absent, whatever its loss.
-            weight, loss = block["weight"], np.where(block["weight"] == 0, 0, block["loss"])
-            self._sums["weight"].add(weight)
-            self._sums["weighted_loss"].add(weight * loss)
-        if self._calibration:
-            self._calibration.add(block["max_prob"], block["correct"].astype(np.int64))
-            self._sums["confidence_brier"].add(np.square(block["max_prob"] - block["correct"]))
-        if self._confusion is not None:
-            pairs = block["label"] * self.classes + block["argmax"]
-            self._confusion += np.bincount(pairs, minlength=self.classes**2).reshape(self._confusion.shape)
-        if "worst" in self._top:
-            self._top["worst"].add(block["loss"], block, self.source)
-        if "surprising" in self._top:
-            self._top["surprising"].add(block["loss"] - block["entropy"], block, self.source)
-        self._count_divergences(block)
-
-    def _count_divergences(self, block: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Count valid rows against their reference, where that holds a distribution."""
-        names = [name for name in ("kl", "reverse_kl", "js") if name in block]
-        if not names:
-            return
-        both = ~np.isnan(block[names[0]])
-        if not both.all():
-            block = {name: values[both] for name, values in block.items()}
-            self._counts["no_divergence"] += int(np.count_nonzero(~both))
-        for name in names:
-            self._sums[name].add(block[name])
-            self._histograms[name].add(block[name])
-        if "furthest" in self._top:
-            self._top["furthest"].add(block["kl"], block, self.source)
+        return given
 
     def _settings(self) -> dict[str, Any]:
         """Return what two totals must have in common to be merged."""
@@ -626,8 +637,6 @@ class Totals:
         for name, value in mine.items():
             if value != theirs[name]:
                 raise ValueError(f"totals of different {name} do not merge: {value} and {theirs[name]}")
-        self._count_block()
-        other._count_block()
         for name in self._counts:
             self._counts[name] += other._counts[name]
         for name, total in self._sums.items():
@@ -643,7 +652,6 @@ class Totals:
 
     def to_json(self) -> str:
         """Return everything as JSON text: the same for the same rows, however they came."""
-        self._count_block()
         state: dict[str, Any] = {
             "format": 1,
             "settings": self._settings(),
@@ -657,12 +665,7 @@ class Totals:
             },
         }
         if self._calibration:
-            state["calibration"] = {
-                "right": self._calibration.right.tolist(),
-                "confidence": self._calibration.confidence,
-                "fine_right": sparse(self._calibration.fine_right),
-                "fine_offset": sparse(self._calibration.fine_offset),
-            }
+            state["calibration"] = [sparse(self._calibration.wide), sparse(self._calibration.fine)]
         if self._confusion is not None:
             state["confusion"] = sparse(self._confusion)
         return json.dumps(state, sort_keys=True, separators=(",", ":"))
@@ -686,11 +689,8 @@ class Totals:
         for name, bins in totals._histograms.items():
             fill(bins.counts, state["histograms"][name])
         if totals._calibration:
-            calibration = state["calibration"]
-            totals._calibration.right[:] = calibration["right"]
-            totals._calibration.confidence = calibration["confidence"]
-            fill(totals._calibration.fine_right, calibration["fine_right"])
-            fill(totals._calibration.fine_offset, calibration["fine_offset"])
+            fill(totals._calibration.wide, state["calibration"][0])
+            fill(totals._calibration.fine, state["calibration"][1])
         if totals._confusion is not None:
             fill(totals._confusion, state["confusion"])
         floats = {"value", "loss", "entropy", "confidence"}
@@ -703,7 +703,6 @@ class Totals:
 
     def summary(self) -> Summary:
         """Return what the rows amount to so far."""
-        self._count_block()
         counts, rows = self._counts, self._counts["rows"]
         told: dict[str, Any] = {}
         for name in ("entropy", "kl", "reverse_kl", "js"):
@@ -722,6 +721,9 @@ class Totals:
         if "right" in counts:
             told["right"] = counts["right"]
             told["accuracy"] = counts["right"] / rows if rows else math.nan
+        for name in ("kl", "reverse_kl", "js"):
+            if name in self._sums:
+                told["no_divergence"] = counts["valid"] - self._sums[name].finite - self._sums[name].infinite
         if "kl" in self._sums:
             told["infinite_kl"] = self._sums["kl"].infinite
         if "agree" in counts:
@@ -736,16 +738,15 @@ class Totals:
         return Summary(
             rows=rows,
             classes=self.classes,
-            invalid=counts["invalid"],
+            invalid=rows - counts["valid"],
             top_k={k: counts[f"top_{k}"] / rows if rows else math.nan for k in self._top_k if f"top_{k}" in counts},
             confusion=None if self._confusion is None else self._confusion.copy(),
-            no_divergence=counts.get("no_divergence"),
             histograms={name: bins.histogram() for name, bins in self._histograms.items()},
             **told,
         )
 
     def _weighted_mean(self) -> float:
-        weight, weighted = self._sums["weight"], self._sums["weighted_loss"]
+        weight, weighted = self._sums["weights"], self._sums["weighted_loss"]
         if weighted.infinite:
             return math.inf
         return float(Fraction(weighted.units, weight.units)) if weight.units else math.nan
