@@ -11,8 +11,8 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path("fastkl/_kernels")
 TIERS = ["base", "avx2", "avx512"] if platform.machine() in ("x86_64", "AMD64") else ["base"]
-# Never -ffast-math: it sets flush-to-zero for the whole process. -fschedule-insns interleaves chains of instructions that
-# do not wait for one another. The second line keeps loops over lanes vectorised and their zeros from `rep stos`.
+# Never -ffast-math: it sets flush-to-zero for the whole process. -fschedule-insns interleaves chains of instructions
+# that do not wait for one another. The second line keeps loops over lanes vectorised, and zeros from `rep stos`.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fschedule-insns", "-fsched-pressure"]
 FLAGS += ["-fno-loop-interchange", "-fno-loop-unroll-and-jam", "-fno-tree-loop-distribute-patterns"]
 

@@ -258,7 +258,7 @@ def score(
         if own and (pair is not dtype or probs[1] > probs[0]):
             # The statistics of the logits alone are computed in their own type: a read of their own.
             columns = _run([x], classes_of, own, dtype, probs[:1], divisors, k, n_threads)
-            own = []
+            own, k = [], 0  # top_k has been among them: the kernel must not look for its columns again
         operands, dtype, probs_of = [x, y], pair, probs
     if own or both:
         columns |= _run(operands, classes_of, own + both, dtype, probs_of, divisors, k, n_threads)
