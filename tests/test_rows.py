@@ -594,3 +594,17 @@ def test_without_the_library(library: str, extra: str, monkeypatch: pytest.Monke
     scores = scores_of(3)
     with pytest.raises(ImportError, match=rf"pip install fastkl\[{extra}\]"):
         scores.to_pandas() if library == "pandas" else scores.to_arrow()
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "given"), [(("float32", "float32"), ("logits", "probs")), (("float32", "float64"), "logits")]
+)
+def test_top_k_beside_a_pair_that_needs_a_read_of_its_own(dtypes: tuple[str, str], given: Any) -> None:
+    """The second read must not look for the columns of the first."""
+    rng = np.random.default_rng(5)
+    x, other = (rng.random((40, 12)).astype(dtype) for dtype in dtypes)
+    scores = fk.score(x, None, other, stats=["top_k", "kl"], k=3, given=given)
+    alone = fk.score(x, stats=["top_k"], k=3)
+    np.testing.assert_array_equal(scores["top_k"], alone["top_k"])
+    np.testing.assert_array_equal(scores["top_k_log_prob"], alone["top_k_log_prob"])
+    assert (scores["kl"] > 0).all()
