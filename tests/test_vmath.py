@@ -36,7 +36,13 @@ MAX_ULP = {
     "xlogy_any": (2.0, 2.0),
 }
 #: Allowed relative errors in units of eps, the same way: the sum of roundings of one term.
-MAX_EPS = {"kl_term": (3.1, 3.3), "kl_term_any": (2.8, 3.0)}
+MAX_EPS = {
+    "kl_term": (3.1, 3.3),
+    "kl_term_any": (2.8, 3.0),
+    "kl_fall": (2.8, 2.8),
+    "kl_rise": (6.0, 6.0),
+    "js_shape": (6.0, 6.0),
+}
 
 
 @pytest.fixture
@@ -207,6 +213,39 @@ def pairs(
     ratio = np.ldexp(rng.uniform(1, 2, third), rng.integers(-6, 6, third).astype(np.int32))
     p[third : 2 * third] = q[third : 2 * third] * ratio
     return np.clip(p, p_low, p_high), q
+
+
+def shapes_oracle(t: float) -> dict[str, mpmath.mpf]:
+    """The terms of two distributions' divergences, p being 1 and t = log(p/q)."""
+    with mpmath.workprec(1200):  # t^2 beside 1 may be 2^-800
+        t = mpmath.mpf(t)
+        e = mpmath.exp(-t)
+        return {
+            "kl_fall": e - 1 + t,
+            "kl_rise": 1 - e - t * e,
+            "js_shape": ((1 + e) * mpmath.log(2 / (1 + e)) - t * e) / 2,
+        }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shapes_of_log_ratios(dtype, tier, vmath, rng):
+    eps = float(np.finfo(dtype).eps)
+    smallest = -40 if dtype is np.float32 else -400  # their squares are normal numbers
+    n = 1500
+    t = np.concatenate([2.0 ** rng.uniform(smallest, 6.4, n), rng.uniform(0, 5, n), rng.uniform(0.45, 0.55, n)])
+    t = t.astype(dtype)
+    exact = [shapes_oracle(float(x)) for x in t]
+    for name in ("kl_fall", "kl_rise", "js_shape"):
+        got = vmath(name, t)
+        assert np.all(got >= 0)
+        with mpmath.workprec(100):
+            error = np.array([float(abs(g - x[name]) / x[name]) for g, x in zip(got.tolist(), exact, strict=True)])
+        largest, where = worst(name, error / eps, t)
+        print(f"{name} {np.dtype(dtype)} {tier}: {largest:.4f} eps at {where}")
+        assert largest <= allowed(MAX_EPS, name, tier), where
+        ends = vmath(name, np.array([0, np.finfo(dtype).max], dtype))
+        assert ends[0] == 0
+        assert ends[1] == dtype({"kl_fall": np.finfo(dtype).max, "kl_rise": 1, "js_shape": np.log(2) / 2}[name])
 
 
 @long_double

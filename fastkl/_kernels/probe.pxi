@@ -4,6 +4,19 @@
 import numpy as np
 
 
+cdef enum:
+    SHAPES = 7
+
+
+cdef inline real shape_of(int which, real t) noexcept nogil:
+    """kl_fall, kl_rise or js_shape of t, called as pair_lanes calls them."""
+    cdef real e = exp_up(-t) * <real>FK_DOWN, fall = kl_fall(t, e), half = 0.5, rest = 1 - e
+    rest = t - fall if t < half else rest
+    if which == 0:
+        return fall
+    return kl_rise(t, e, fall, rest) if which == 1 else js_shape(t, e, rest)
+
+
 cdef void apply_vmath(int which, const real* x, const real* y, const real* z, real* out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     if which == 0:
@@ -15,6 +28,9 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
     elif which == 2:
         for i in range(n):
             out[i] = kl_term(x[i], y[i])
+    elif which >= SHAPES:
+        for i in range(n):
+            out[i] = shape_of(which - SHAPES, x[i])
     if real is double:
         if which == 3:
             for i in range(n):
@@ -32,8 +48,8 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
 
 def vmath(str name, *arrays):
     """Apply a function of vmath.h to contiguous arrays of one length and type, element by element."""
-    names = ("exp_up", "log", "kl_term", "log_any", "log1p", "kl_term_any", "xlogy_any")
-    arity = (1, 1, 2, 1, 1, 3, 2)
+    names = ("exp_up", "log", "kl_term", "log_any", "log1p", "kl_term_any", "xlogy_any", "kl_fall", "kl_rise", "js_shape")
+    arity = (1, 1, 2, 1, 1, 3, 2, 1, 1, 1)
     cdef int which = names.index(name)
     cdef double[::1] x64, y64, z64, out64
     cdef float[::1] x32, y32, out32
@@ -42,7 +58,7 @@ def vmath(str name, *arrays):
     out = np.empty_like(arrays[0])
     if out.size == 0:
         return out
-    if out.dtype == np.float32 and which < 3:
+    if out.dtype == np.float32 and (which < 3 or which >= SHAPES):
         x32, y32, out32 = arrays[0], arrays[arity[which] - 1], out
         apply_vmath[float](which, &x32[0], &y32[0], NULL, &out32[0], x32.shape[0])
     elif out.dtype == np.float64:
