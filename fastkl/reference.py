@@ -300,6 +300,9 @@ def score(
         above = (order > np.take_along_axis(order, labels[..., None], -1)).sum(axis=-1)
         columns["rank"] = np.where(holds, 1 + above, -1)
         columns["correct"] = holds & (columns["argmax"] == labels)
+        others = np.where(labels[..., None] == np.arange(x.shape[-1]), 0.0, np.exp(np.asarray(log_softmax(x))))
+        brier = np.expm1(-columns["loss"]) ** 2 + (others**2).sum(axis=-1)
+        columns["brier"] = np.where(holds, brier, np.nan)
     if stats is not None and "top_k" in stats:
         best = by_rank[..., :k]
         columns["top_k"] = np.where(holds[..., None], best, -1)

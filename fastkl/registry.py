@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Scale = Literal["max1", "relative", "relative+d/2", "element+d/2", "absolute-sum", "kl", "exp"]
+Scale = Literal["max1", "relative", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "exp"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Budget:
         abs(result), with d/2 added to ``multiple``, where d is the distance between the label's logit (the element's
         own, for a result per element) and the largest of the others; without a label, between the two largest. It is
         the rounding of that difference.
+    ``relative+d``
+        The same with d added, which the square of such a result has.
     ``element+d/2``
         abs(result), with d/2 added to ``multiple``, where d is the distance of this element from the row's maximum;
         holds for results above the denormals.
@@ -150,6 +152,7 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("argmax"),
     Statistic("correct", ("labels",)),
     Statistic("rank", ("labels",)),
+    Statistic("brier", ("labels",), Budget(8, 8, "relative+d"), by_default=False),
     Statistic("margin", (), Budget(1, 1, "relative")),
     Statistic("top_k", (), Budget(4, 4, "relative+d/2"), columns=("top_k", "top_k_log_prob"), by_default=False),
     Statistic("kl", ("reference",), Budget(32, 32, "relative")),

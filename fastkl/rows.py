@@ -151,6 +151,7 @@ def score(
     ``correct``     whether that is the label (bool): needs labels
     ``rank``        1 + the number of logits greater than the label's (int64): needs labels. Ties count in the
                     label's favour: equal logits share the best rank among them
+    ``brier``       sum((p - one_hot(label))**2), the row's Brier score, from 0 to 2: needs labels
     ``margin``      the difference of the two largest logits; inf for one class
     ``top_k``       two columns of k numbers a row: ``top_k``, the classes of the k largest logits in falling
                     order, equal ones by class (int64), and ``top_k_log_prob``, their log p
@@ -169,7 +170,7 @@ def score(
     reference : array_like, optional
         The logits of another model, of the shape of `logits` or broadcast to it.
     stats : sequence of str, optional
-        Which statistics, in this order; None for every one but top_k that the inputs allow.
+        Which statistics, in this order; None for every one but brier and top_k that the inputs allow.
     given : {"logits", "probs", "log_probs"} or pair of them
         What `logits` and `reference` hold, one word for both or one for each. Probabilities count as their logs:
         everything is of p / sum(p), and lse = log(sum(p)) tells how far they are from summing to 1.
@@ -200,16 +201,20 @@ def score(
     -----
     Domain: all numbers; probabilities >= 0. A row with a NaN, with +inf, of -inf only (or, of probabilities, with a
     negative or infinite one, or of zeros only) holds no distribution: it gives NaN, -1 for argmax, rank and the classes
-    of top_k, and False; lse follows `logsumexp`. A label whose logit is -inf has loss +inf. A class at -inf in both
-    distributions contributes 0 to their divergences; one at -inf in the second only makes KL +inf.
+    of top_k, and False; lse follows `logsumexp`. A label whose logit is -inf has loss +inf, and a Brier score from 1 to
+    2. A class at -inf in both distributions contributes 0 to their divergences; one at -inf in the second only makes KL
+    +inf.
 
     Accuracy: lse, loss and entropy are to the bit those of `logsumexp`, `softmax_cross_entropy` and `entropy`. max_prob
     and top_k_log_prob are within 4 eps and (4 + d/2) eps as `log_softmax`, margin within 1 eps, perplexity within
-    (5 + d/2) eps times max(1, entropy), d being the distance between the two largest logits. Divergences are within 32
-    eps at every scale, never negative, and 0 for equal rows.
+    (5 + d/2) eps times max(1, entropy), d being the distance between the two largest logits; brier within (8 + d) eps,
+    here with the distance between the label's logit and the largest of the others, also where it is near 0. Divergences
+    are within 32 eps at every scale, never negative, and 0 for equal rows.
 
     References
     ----------
+    G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
+
     J. Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991).
 
     Examples

@@ -95,6 +95,36 @@ def test_summary_of_the_digits() -> None:
     assert summary.mean_entropy == pytest.approx(entropies.mean(), rel=1e-6)
 
 
+def test_the_brier_score_is_computed_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logits, labels = digits()
+    x, y = np.load(logits).astype(np.float64), np.load(labels)
+    exact = ((reference.softmax(x) - np.eye(10)[y]) ** 2).sum(axis=1).mean()
+    assert score_files(logits, labels).summary.brier == pytest.approx(exact, rel=1e-6)
+    assert score_files(logits, labels, complete=False).summary.brier is None
+    assert score_files(logits, complete=True).summary.brier is None
+    said = {}
+    for stats in (None, "brier", "loss"):
+        out = tmp_path / f"{stats}.npz"
+        options = [] if stats is None else ["--stats", stats]
+        assert main(["score", str(logits), "--labels", str(labels), "--out", str(out), *options]) == 0
+        said[stats] = capsys.readouterr().out
+        with np.load(out) as columns:
+            assert ("brier" in columns) == (stats == "brier")
+    assert f"Brier score    {exact:.4f} of 0 to 2\n" in said["brier"]
+    assert "Brier" not in said[None] + said["loss"]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_report_redoes_what_lacks_its_totals(tmp_path: Path, labelled: bool) -> None:
+    logits, labels = digits()
+    arguments = (logits, labels if labelled else None, tmp_path / "s.npz")
+    score_files(*arguments, resume=True, complete=False)
+    again = score_files(*arguments, resume=True, complete=True)
+    assert again.skipped == (not labelled)
+    assert (again.summary.brier is None) == (not labelled)
+    assert score_files(*arguments, resume=True, complete=True).skipped == 1
+
+
 def test_without_a_file_the_digits_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score"]) == 0
     said = capsys.readouterr()

@@ -574,8 +574,11 @@ def test_report_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     report, plot = tmp_path / "r.html", tmp_path / "p.png"
     arguments = [str(tmp_path / "in"), "--labels", "y", "--stats", "margin", "--out", str(tmp_path / "out")]
     assert main(["score", *arguments, "--report", str(report), "--plot", str(plot)]) == 1
-    assert "mean loss" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean loss" in said
+    assert "Brier score" in said
     page = report.read_text()
+    assert page.count("Brier score") == 2     # and that of confidence
     assert "bad-cut.npz" in page
     assert "<svg" in page
     assert plot.read_bytes()[:4] == b"\x89PNG"

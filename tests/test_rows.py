@@ -46,6 +46,7 @@ def exact_of_one(x: list[float], label: int, k: int) -> dict[str, Any]:
         "argmax": order[0],
         "correct": order[0] == label,
         "rank": 1 + sum(v > x[label] for v in x),
+        "brier": mp.fsum((mp.exp(v) if j != label else mp.expm1(v)) ** 2 for j, v in enumerate(log_p)),
         "margin": mp.mpf(x[order[0]]) - mp.mpf(x[order[1]]) if len(x) > 1 else mp.inf,
         "top_k": order[:k],
         "top_k_log_prob": [log_p[j] for j in order[:k]],
@@ -83,6 +84,8 @@ def bound(name: str, right: Any, x: list[float], label: int, dtype: str) -> Any:
         case "relative+d/2":
             gap = oracle.gap(x, label if name == "loss" else x.index(max(x)))
             unit = (multiple + gap / 2) * max(abs(right), oracle.SMALLEST_LOSS[dtype])
+        case "relative+d":
+            unit = (multiple + oracle.gap(x, label)) * max(abs(right), oracle.SMALLEST_LOSS[dtype])
         case "exp":
             unit = (multiple + oracle.gap(x, x.index(max(x))) / 2) * right * max(1, mp.log(right))
         case other:
@@ -421,13 +424,43 @@ def test_infinite_divergences(dtype: str, size: int, tier: str) -> None:
     assert fk.score(y[:1], None, x[:1])["kl"].tolist() == [np.inf], "exp(-2000) is still a probability"
 
 
+@pytest.mark.parametrize("size", [2, 5, 256, 300, 5000, 140_000])
+@dtypes
+def test_brier_edges(dtype: str, size: int, tier: str) -> None:
+    x = np.zeros((6, size), dtype)
+    x[0, 0] = x[1, :-1] = -np.inf                    # the label absent; nothing but the label
+    x[2, :-1] = -np.inf                              # one other alone
+    x[3, 0] = 40                                     # next to right: each other has about exp(-40)
+    x[4, 1], x[4, -1] = -60, np.finfo(dtype).max     # as wrong as can be, by a last class that outweighs all before it
+    x[5, -1] = np.log(size) / 2                      # whose square is about that of all before it, which it rescales
+    label = np.array([0, size - 1, 0, 0, 1 if size > 2 else 0, 0])
+    got = fk.score(x, label, stats=["brier"])["brier"]
+    eps = 50 * np.finfo(dtype).eps
+    others = size - 1
+    small = (math.exp(-40) / (1 + others * math.exp(-40))) ** 2
+    top = math.exp(float(x[5, -1]))
+    p, q = 1 / (others + top), top / (others + top)
+    right = [1 + 1 / others, 0, 2, others**2 * small + others * small, 2, (1 - p) ** 2 + (others - 1) * p**2 + q**2]
+    np.testing.assert_allclose(got, right, rtol=eps, atol=0)
+    assert got[1] == 0
+
+
+@dtypes
+def test_brier_of_one_class_and_of_probabilities(dtype: str, tier: str) -> None:
+    assert fk.score(np.ones((2, 1), dtype), [0, 0], stats=["brier"])["brier"].tolist() == [0, 0]
+    p = np.array([[7, 2, 1, 0], [0, 0, 0, 0], [1, 0, -1, 1]], dtype)
+    brier = fk.score(p, [0, 1, 0], stats=["brier"], given="probs")["brier"]
+    assert brier[0] == pytest.approx(0.14, rel=1e-6)
+    assert np.isnan(brier[1:]).all()
+
+
 @pytest.mark.parametrize("size", [6, 300, 5000])
 @dtypes
 def test_ties(dtype: str, size: int, tier: str) -> None:
     x = np.zeros((2, size), dtype)
     x[0, [2, 5]] = 1.0
     x[0, 1], x[1, 0] = -0.0, -0.0
-    scores = fk.score(x, [5, size - 1], stats=EVERY[:10], k=4)
+    scores = fk.score(x, [5, size - 1], stats=OF_ONE, k=4)
     assert scores["argmax"].tolist() == [2, 0]
     assert scores["correct"].tolist() == [False, False]
     assert scores["rank"].tolist() == [1, 1]

@@ -4,13 +4,11 @@ import itertools
 import math
 from fractions import Fraction
 
-import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fastkl as fk
 from fastkl._kernels import count
 from fastkl.batch.totals import (
     BLOCK_ROWS,
@@ -19,7 +17,6 @@ from fastkl.batch.totals import (
     ExactSum,
     OctaveBins,
     Totals,
-    brier,
     calibration_error,
 )
 
@@ -254,33 +251,6 @@ def test_against_scikit_learn():
     bins = [bin_ for bin_ in summary.calibration if bin_.rows]
     np.testing.assert_allclose([bin_.accuracy for bin_ in bins], accuracy, rtol=1e-12)
     np.testing.assert_allclose([bin_.confidence for bin_ in bins], confidence, rtol=1e-8)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("spread", [0.1, 3, 30])
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_brier_scores_from_two_temperatures(rng, dtype, spread, temperature):
-    x = rng.normal(0, spread, (60, 7)).astype(dtype)
-    labels = rng.integers(7, size=60)
-    x[0, labels[0]], x[1, 2:] = -np.inf, -np.inf
-    x[2, 3] = np.nan
-    x[3, labels[3]] += 50  # a score near 0
-    stats = ["lse", "loss"]
-    found = brier(*(fk.score(x, labels, stats=stats, temperature=t) for t in (temperature, temperature / 2)))
-    z = x if temperature == 1 else x / dtype(temperature)
-    with mpmath.workdps(60):
-        for row in range(60):
-            if row == 2:
-                assert np.isnan(found[row])
-                continue
-            weights = [mpmath.exp(mpmath.mpf(float(v))) for v in z[row]]
-            p = [w / mpmath.fsum(weights) for w in weights]
-            exact = mpmath.fsum((v - (j == labels[row])) ** 2 for j, v in enumerate(p))
-            # Losses are good to 4 + d/2 eps, and to their type's smallest number; half the temperature doubles d.
-            second, first = np.sort(z[row].astype(float))[-2:]
-            relative = 4 * float(np.finfo(dtype).eps) * (4 + first - second) * (1 + 7 * spread)
-            near = relative * exact + float(np.finfo(dtype).smallest_subnormal)
-            assert abs(found[row] - exact) <= near, (row, found[row], exact)
 
 
 @pytest.mark.parametrize("classes", [1, 2])

@@ -248,6 +248,8 @@ cdef inline void rescale(State* st, double m) noexcept nogil:
         st.u_lo *= f
     st.s *= f
     st.s_lo *= f
+    st.v *= f * f
+    st.v_lo *= f * f
     st.c = 0
     st.m = m
 
@@ -405,6 +407,8 @@ cdef void merge_logsumexp(State* st, State* other) noexcept nogil:
     st.s_lo += other.s_lo
     two_sum_add(&st.u, &st.u_lo, other.u)
     st.u_lo += other.u_lo
+    two_sum_add(&st.v, &st.v_lo, other.v)
+    st.v_lo += other.v_lo
 
 
 cdef inline double excess(const Sums* a, Py_ssize_t j) noexcept nogil:

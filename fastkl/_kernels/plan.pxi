@@ -59,7 +59,7 @@ cdef struct Plan:
 # The sums of up to TILE rows, a lane a row. What they hold depends on the operation:
 #   log space     reference m, weight c of what is left out of s (1 for an element at m, or the number of those, or the
 #                 element's weight; 0 where there is none), s = sum of the other exp(x - m), u = sum of
-#                 (m - x) exp(x - m)
+#                 (m - x) exp(x - m), v = sum of all exp(2 (x - m)), the left out included
 #   divergences   s = sum of terms, u = sum of p - q, v = sum of p
 # Pairs (s, s_lo), (u, u_lo) and (v, v_lo) are the two parts of a two-sum.
 cdef struct Sums:

@@ -16,6 +16,7 @@ cdef struct Score:
     bint divergence                 # both models' distributions
     char* lse
     char* label_loss
+    char* brier
     char* entropy
     char* perplexity
     char* max_prob
@@ -96,6 +97,75 @@ cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments,
     if moments:
         two_sum_add(&full.u, &full.u_lo, fold_sum(moment) * FK_DOWN)
     two_sum_add(&rest.s, &rest.s_lo, fold_sum(kept) * FK_DOWN)
+
+
+cdef loop square_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
+                           const real* reference, double* sums) noexcept nogil:
+    """Per lane: 2^64 times the sum of exp(2 (x - reference)), RUN vectors at a time. Not squares of exp_up: they would
+    overflow."""
+    cdef real m[LANES]
+    cdef real s[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0
+    cdef int j
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
+    cdef real two = 2
+    for j in range(LANES):
+        m[j] = reference[j]
+        t[j] = 0
+    while i + RUN <= count:
+        v0 = vector_at(x, i, patch, at)
+        v1 = vector_at(x, i + 1, patch, at)
+        v2 = vector_at(x, i + 2, patch, at)
+        v3 = vector_at(x, i + 3, patch, at)
+        for j in range(LANES):
+            s[j] = ((exp_up(two * (v0[j] - m[j])) + exp_up(two * (v1[j] - m[j])))
+                    + (exp_up(two * (v2[j] - m[j])) + exp_up(two * (v3[j] - m[j]))))
+        for j in range(LANES):
+            t[j] += s[j]
+        i += RUN
+    while i < count:
+        v0 = vector_at(x, i, patch, at)
+        for j in range(LANES):
+            t[j] += exp_up(two * (v0[j] - m[j]))
+        i += 1
+    for j in range(LANES):
+        sums[j] = t[j]
+
+
+cdef void squares_block(const real* x, Py_ssize_t n, Py_ssize_t hole, State* rest) noexcept nogil:
+    """Add a block's squares to those of a row without its label; after its sums, whose reference is the block's then."""
+    cdef real patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef real m[LANES]
+    cdef double sums[LANES]
+    cdef Py_ssize_t count = lay_block(x, n, hole, patch, at)
+    cdef int j
+    for j in range(LANES):
+        m[j] = <real>rest.m
+    square_sum_lanes(x, count, patch, at, m, sums)
+    two_sum_add(&rest.v, &rest.v_lo, fold_sum(sums) * FK_DOWN)
+
+
+cdef void finish_brier(const Sums* a, Py_ssize_t rows, double* out) noexcept nogil:
+    """(1 - p)^2 + sum of the others' squares, p being the label's: (r^2 + v) / (r + e)^2 with r = c + s of the others and
+    e = exp(x_label - m). All are >= 0: nothing cancels."""
+    cdef double t, e, y, factor, rest
+    cdef Py_ssize_t j
+    for j in range(rows):
+        t = a.m[j] - a.label[j]
+        y = excess(a, j)
+        e = exp_up_f64(-t if t > 0 else t) * FK_DOWN
+        # 1 / (r + e); where e is the larger of the two, 1 / e has taken its place and may be 0
+        factor = 1 / ((1 + y) + e) if t > 0 else e / (1 + e * (1 + y))
+        rest = (1 + y) * factor
+        # not v times the square of the factor, which is denormal before the result is
+        rest = rest * rest + (a.v[j] + a.v_lo[j]) * factor * factor
+        rest = NAN if a.label[j] == INFINITY or a.m[j] == INFINITY else rest
+        out[j] = NAN if y == -1 and a.label[j] == -INFINITY else rest
 
 
 # ---- what the operands hold ------------------------------------------------------------------------------------------
@@ -257,6 +327,8 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
                     else:
                         hole = hole_in(plan, rest.index[i + k], first, size)
                         sums_block(x[k], size, hole, moments, next, &chunk[k], &without_chunk[k])
+                        if sc.brier != NULL:
+                            squares_block(x[k], size, hole, &without_chunk[k])
                 first += size
             for k in range(n):
                 if start == 0:
@@ -384,6 +456,7 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
     cdef Normalisers norm
     cdef bint valid[TILE]
     cdef double sums[4][TILE]
+    cdef real tops[LANES]
     cdef Py_ssize_t at[3]
     cdef Py_ssize_t classes = sc.plan.classes, size = sc.plan.classes * LANES, i, k = sc.k, c
     cdef const char* next
@@ -441,6 +514,13 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
             if rest.index[i] >= 0:
                 x[rest.index[i] * LANES + i] = -INFINITY
         logsumexp_across(x, classes, False, NULL, NULL, &rest, 0)
+        if sc.brier != NULL:
+            for i in range(LANES):
+                tops[i] = <real>rest.m[i]
+            square_sum_lanes(x, classes, x, at, tops, rest.v)
+            for i in range(LANES):
+                rest.v[i] *= FK_DOWN
+                rest.v_lo[i] = 0
     put_scores(sc, row, rows, &full, &rest, &o, &other_order, &d)
 
 
@@ -529,6 +609,9 @@ cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* ful
     if sc.label_loss != NULL:
         finish_label_loss(rest, rows, result)
         put_column(sc.label_loss, sc.single, row, rows, result)
+    if sc.brier != NULL:
+        finish_brier(rest, rows, result)
+        put_column(sc.brier, sc.single, row, rows, result)
     if sc.moments:
         finish_entropy_of_logits(full, rows, 1, result)
         put_column(sc.entropy, sc.single, row, rows, result)
@@ -632,6 +715,7 @@ def score(bint double_precision, bint single, tuple operands, labels, tuple prob
     sc.single = single
     sc.lse = <char*>column_of(columns, "lse")
     sc.label_loss = <char*>column_of(columns, "loss")
+    sc.brier = <char*>column_of(columns, "brier")
     sc.entropy = <char*>column_of(columns, "entropy")
     sc.perplexity = <char*>column_of(columns, "perplexity")
     sc.max_prob = <char*>column_of(columns, "max_prob")
@@ -647,7 +731,7 @@ def score(bint double_precision, bint single, tuple operands, labels, tuple prob
     sc.agree = <char*>column_of(columns, "agree")
     sc.k = k
     sc.divergence = sc.kl != NULL or sc.reverse_kl != NULL or sc.js != NULL
-    sc.loss = sc.label_loss != NULL
+    sc.loss = sc.label_loss != NULL or sc.brier != NULL
     sc.moments = sc.entropy != NULL or sc.perplexity != NULL
     sc.sums = (sc.moments or sc.divergence or sc.lse != NULL or sc.max_prob != NULL or sc.k > 0)
     sc.order = (sc.max_prob != NULL or sc.margin != NULL or sc.k > 0 or sc.argmax != NULL or sc.rank != NULL

@@ -99,7 +99,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     written.add_argument("--format", choices=["parquet", "arrow", "npz", "csv"], help="of the files in a folder")
     written.add_argument(
-        "--stats", metavar="A,B", help="statistics to write, of fastkl.score (default: all that the inputs allow)"
+        "--stats",
+        metavar="A,B",
+        help="statistics to write, of fastkl.score (default: all that the inputs allow, but brier and top_k)",
     )
     written.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes that top_k has (default: 5)")
     written.add_argument("--report", metavar="FILE.html", help="a page of the summary, with figures")
@@ -146,6 +148,7 @@ def described(run: Run, source: str) -> str:
     tell("perplexity", summary.perplexity, ".6g")
     tell("mean entropy", summary.mean_entropy, ".6g", " nats")
     tell("calibration", summary.ece, ".4f", " expected error")
+    tell("Brier score", summary.brier, ".4f", " of 0 to 2")
     tell("mean KL", summary.mean_kl, ".6g", " nats, reference to model")
     tell("reverse KL", summary.mean_reverse_kl, ".6g", " nats, model to reference")
     tell("mean JS", summary.mean_js, ".6g", " nats")
@@ -237,7 +240,7 @@ def score(options: argparse.Namespace) -> int:
         run = score_files(
             inputs, labels, options.out, reference=options.reference, stats=stats, given=options.given,
             temperature=options.temperature, k=options.top_k, key=options.logits, form=options.format,
-            resume=options.resume, strict=options.strict, complete=stats is None or pictured, chunk=options.chunk,
+            resume=options.resume, strict=options.strict, complete=pictured, chunk=options.chunk,
             n_threads=options.threads, progress=progress,
             complain=lambda name, reason: say(f"fastkl: set aside: {one_line(reason)}"),
         )  # fmt: skip

@@ -118,7 +118,8 @@ def score_files(
     strict
         Raise at the first shard that cannot be scored, instead of setting it aside.
     complete
-        Compute all that the summary tells, whatever the stats.
+        Compute all that the summary tells, whatever the stats. Else it tells what can be told from them; of None, all
+        but the Brier score, for which each row's exponentials are computed once more.
     chunk
         Rows at a time; by default as many as are 16 MiB, or less on many threads. No result depends on it.
     n_threads
@@ -177,13 +178,14 @@ def score_files(
         elif out is not None:
             target(out)
         if parameters.checksums and out is not None:
+            _, _, counted = parameters.columns(labels is not None, reference is not None, True)
             head = {
                 "fastkl": fk.__version__,
                 "tier": "base" if fk.build_info()["tier"] == "base" else "fma",  # which differ in last digits
                 "parameters": {
                     "logits": key, "labels": texts[0], "reference": texts[1],
                     "stats": stats if stats is None else list(stats), "given": given, "temperature": temperature,
-                    "k": k, "complete": complete, "format": form or ("parquet" if folder else form_of(out)),
+                    "k": k, "totals": counted, "format": form or ("parquet" if folder else form_of(out)),
                 },
             }  # fmt: skip
             manifest = Manifest(folder / "manifest.json" if folder else Path(f"{os.fspath(out)}.manifest.json"), head)

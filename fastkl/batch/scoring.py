@@ -22,7 +22,7 @@ import fastkl as fk
 from fastkl.batch.manifest import Checksum
 from fastkl.batch.readers import Array, InputError, Source, open_source
 from fastkl.batch.shards import Shard
-from fastkl.batch.totals import OF_LABELS, OF_LOGITS, OF_REFERENCE, TELLS_INVALID, Totals
+from fastkl.batch.totals import OF_LABELS, OF_LOGITS, OF_REFERENCE, ON_REQUEST, TELLS_INVALID, Totals
 from fastkl.batch.writers import open_writer
 from fastkl.registry import STATISTICS
 
@@ -39,9 +39,9 @@ SCORES_BYTES = 128
 class Parameters:
     """What is done with each shard. It can be pickled.
 
-    ``stats`` are those of `fastkl.score` (None: all that the inputs allow, but top_k); ``complete`` asks for totals of
-    everything, whatever the stats; ``checksums`` for the checksum of each input. Neither ``chunk`` nor ``threads``
-    show in any result.
+    ``stats`` are those of `fastkl.score` (None: all that the inputs allow, but brier and top_k); ``complete`` asks for
+    totals of everything, brier too, whatever the stats; ``checksums`` for the checksum of each input. Neither ``chunk``
+    nor ``threads`` show in any result.
     """
 
     stats: tuple[str, ...] | None = None
@@ -65,6 +65,7 @@ class Parameters:
         counted = [*OF_LOGITS, *(OF_LABELS if labels else ()), *(OF_REFERENCE if reference else ())]
         # Where nothing is written, nothing is computed that nobody sees.
         asked = list(self.stats) if self.stats is not None else allowed if written else counted
+        counted = [*counted, *(ON_REQUEST if labels else ())]
         if not self.complete:
             counted = [name for name in counted if name in asked]
         if not set(counted) & set(TELLS_INVALID):

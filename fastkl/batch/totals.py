@@ -30,7 +30,7 @@ BLOCK_ROWS = 2**14
 OF_LOGITS = ("entropy", "max_prob", "argmax")
 OF_LABELS = ("loss", "correct", "rank")
 OF_REFERENCE = ("kl", "reverse_kl", "js", "agree")
-#: Read when it is named: the row's Brier score, as `brier` gives it.
+#: Read when it is named; needs labels.
 ON_REQUEST = ("brier",)
 
 #: The columns that tell a row which holds no distribution (NaN there, or -1), the first of them that is present.
@@ -153,54 +153,6 @@ class OctaveBins:
     def histogram(self) -> Histogram:
         """Return the counts with their edges."""
         return Histogram(octave_edges(self.LOWEST, self.BITS, len(self.counts)), self.counts.copy())
-
-
-def brier(scores: Mapping[str, npt.NDArray[Any]], sharper: Mapping[str, npt.NDArray[Any]]) -> Floats:
-    """Return the Brier score of each row, ``sum((p - one_hot(label))**2)``, from two temperatures.
-
-    With L the loss at temperature T, and L' at T / 2, where probabilities are proportional to p**2, the other classes'
-    p**2 sum to exp(-2 L) (exp(L') - 1). So no probability is needed, and in
-
-        (1 - exp(-L))**2 + exp(-2 L) (exp(L') - 1)
-
-    no digits cancel: it is off by a few times the error of the losses, times 1 + L.
-
-    Parameters
-    ----------
-    scores, sharper : mapping of str to ndarray
-        ``lse`` and ``loss`` of ``fastkl.score`` for the same rows and labels, at T and at T / 2.
-
-    Returns
-    -------
-    ndarray
-        float64, from 0 to 2; NaN where the losses are.
-
-    References
-    ----------
-    G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
-
-    Examples
-    --------
-    >>> import numpy as np, fastkl as fk
-    >>> from fastkl.batch.totals import brier
-    >>> x, labels, stats = np.log([[0.7, 0.2, 0.1]]), [0], ["lse", "loss"]
-    >>> brier(*(fk.score(x, labels, stats=stats, temperature=t) for t in (1, 0.5))).round(12).tolist()
-    [0.14]
-    """
-    loss, sharper_loss, lse, sharper_lse = (
-        np.asarray(columns[name], np.float64) for name in ("loss", "lse") for columns in (scores, sharper)
-    )
-    with np.errstate(over="ignore", invalid="ignore"):
-        others = np.where(
-            # Beyond 40 the 1 does not show, and before 700 exp would overflow.
-            sharper_loss < 40,
-            np.exp(-2 * loss) * np.expm1(sharper_loss),
-            np.exp(sharper_loss - 2 * loss),
-        )
-        # A label of probability 0 tells nothing of the other classes.
-        others = np.where(np.isinf(loss), np.exp(sharper_lse - 2 * lse), others)
-        total: Floats = np.square(np.expm1(-loss)) + others
-    return total
 
 
 def octave_edges(lowest: int, bits: int, bins: int) -> Floats:
