@@ -120,7 +120,7 @@ def score_files(
     complete
         Compute all that the summary tells, whatever the stats.
     chunk
-        Rows at a time; by default as many as are 16 MiB (4 MiB where they are unpacked). No result depends on it.
+        Rows at a time; by default as many as are 16 MiB, or less on many threads. No result depends on it.
     n_threads
         Threads; None for as many as OpenMP and the CPU affinity allow. No result depends on it.
     progress

@@ -27,10 +27,9 @@ from fastkl.batch.totals import OF_LABELS, OF_LOGITS, OF_REFERENCE, TELLS_INVALI
 from fastkl.batch.writers import open_writer
 from fastkl.registry import STATISTICS
 
-#: The bytes that a chunk has by default. Mapped pages are taken and given back at less cost in larger chunks, and what
-#: is unpacked on the way stays in the last-level cache in smaller ones. All threads' chunks together have a limit.
-MAPPED_CHUNK_BYTES = 16 * 2**20
-UNPACKED_CHUNK_BYTES = 4 * 2**20
+#: The bytes that a chunk has by default: in larger ones mapped pages are taken and given back at less cost. The chunks
+#: of all threads together have a limit.
+CHUNK_BYTES = 16 * 2**20
 ALL_CHUNKS_BYTES = 128 * 2**20
 
 #: About what a row's scores and totals take beside its numbers.
@@ -192,7 +191,7 @@ class Pass:
         # Of two files in spans the one with fewer decides: the other skips to its place within one of its own.
         cut = min((source.spans for source in self.streamed if source.spans is not None), key=len, default=None)
         self.threads = parameters.threads or _threads.available()
-        aim = min(MAPPED_CHUNK_BYTES if cut is None else UNPACKED_CHUNK_BYTES, ALL_CHUNKS_BYTES // self.threads)
+        aim = min(CHUNK_BYTES, ALL_CHUNKS_BYTES // self.threads)
         self.step = parameters.chunk or max(1, aim // row_bytes)
         # An empty file too passes through once, and so gets its empty columns.
         step = self.step

@@ -130,14 +130,20 @@ class Columns:
                     column = column.storage
                 found[role] = self._numbers(names[0], column, 0 if role == "labels" else classes, first_row)
                 continue
-            for name in names:
-                self._no_nulls(name, batch.column(name), 1, first_row)
-            if len(batch):
-                tensor = batch.select(names).to_tensor(row_major=True).to_numpy()
-                found[role] = tensor.reshape(len(batch), classes).astype(dtype, copy=False)
-            else:
-                found[role] = np.empty((0, classes), dtype)
+            found[role] = self._stacked(batch.select(names), first_row).astype(dtype, copy=False)
         return found
+
+    def _stacked(self, columns: Any, first_row: int) -> Array:
+        """Return columns of single floats as rows of an array."""
+        if not len(columns):
+            return np.empty((0, columns.num_columns))
+        try:
+            rows: Array = columns.to_tensor(row_major=True).to_numpy()
+        except pa.ArrowException:
+            for name, column in zip(columns.schema.names, columns.columns, strict=True):
+                self._no_nulls(name, column, 1, first_row)
+            raise
+        return rows.reshape(len(columns), columns.num_columns)
 
     def _numbers(self, name: str, column: Any, classes: int, first_row: int) -> Array:
         """Return a column of integers, or one of lists of equally many floats as rows of an array."""
