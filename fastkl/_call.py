@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from . import _args, _kernels
 from ._args import FLOAT64, Array
 from ._threads import threads_for
@@ -37,9 +39,13 @@ def per_row(
     n_threads: int | None = None,
     scale: float = 1.0,
     signed: bool = False,
+    dtype: np.dtype[Any] | None = None,
 ) -> Any:
-    """Run an operation that gives one number per row; with `signed` also return the sign of each."""
-    dtype = _args.result_dtype(*operands)
+    """Run an operation that gives one number per row; with `signed` also return the sign of each.
+
+    With `dtype` it is computed and given in that type, whatever the inputs' is.
+    """
+    dtype = dtype or _args.result_dtype(*operands)
     arrays = _args.broadcast(operands, names)
     first = arrays[0]
     axes = (first.ndim - 1,) if axis == -1 and first.ndim else _args.reduced_axes(axis, first.ndim)
