@@ -868,7 +868,8 @@ def _state_of_piece(
 
 def _classes_last(block: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     """The block broadcast, its reduced axes last and as one; labels keep theirs of length 1."""
-    target = [1 if i in axes and block.shape[i - len(shape)] == 1 else n for i, n in enumerate(shape)]
+    block = block.reshape((1,) * (len(shape) - block.ndim) + block.shape)
+    target = [1 if i in axes and block.shape[i] == 1 else n for i, n in enumerate(shape)]
     last = _args.axes_last(np.broadcast_to(block, target), axes)
     rows_shape = last.shape[: last.ndim - len(axes)]
     if any(target[i] != shape[i] for i in axes) and math.prod(target[i] for i in axes) > 1:
@@ -895,7 +896,8 @@ def _finish(
 ) -> Any:  # fmt: skip
     with np.errstate(all="ignore"):
         fields = [merged[..., i] for i in range(merged.shape[-1])]
-        value = np.asarray(finish(*fields, *(array[..., 0] for array in more))).astype(dtype)
+        # + 0.0: no result is -0.
+        value = np.asarray(finish(*fields, *(array[..., 0] for array in more)) + 0.0).astype(dtype)
     return value if keepdims else np.squeeze(value, axes)
 
 
@@ -1091,19 +1093,21 @@ def _sum_in_pairs(high: Array, low: Array | None = None) -> tuple[Array, Array]:
 
 
 def _normalized(*lasts: Array, masked: bool, n_threads: int | None, place: Any) -> Sequence[Array]:
-    (p, q), mask = _split(lasts, masked)
+    operands, mask = _split(lasts, masked)
+    p, q = np.broadcast_arrays(*operands)
+    mask = np.broadcast_to(True if mask is None else mask, p.shape)
     own = per_row(_kernels.KL_NORMALIZED, (p, q), ("p", "q"), -1, mask, n_threads=n_threads, dtype=FLOAT64)
     sums: list[Array] = []
     for operand in (p, q):
-        double = np.asarray(operand, FLOAT64)
-        sums += _sum_in_pairs(double if mask is None else np.where(mask, double, 0.0))
+        sums += _sum_in_pairs(np.where(mask, operand.astype(FLOAT64), 0.0))
     # A piece that has no p or no q has no divergence of its own, but may hold what is no probability.
     empty = (sums[0] == 0) | (sums[2] == 0)
     if empty.any():
-        own, shape = np.array(own), empty.shape
-        kept = None if mask is None else np.broadcast_to(mask, (*shape, p.shape[-1]))[empty]
-        pair = [np.broadcast_to(operand, (*shape, p.shape[-1]))[empty] for operand in (p, q)]
-        terms = per_row(_kernels.GENERALIZED_KL, pair, ("p", "q"), -1, kept, n_threads=n_threads, dtype=FLOAT64)
+        own = np.array(own)
+        terms = per_row(
+            _kernels.GENERALIZED_KL, (p[empty], q[empty]), ("p", "q"), -1, mask[empty], n_threads=n_threads,
+            dtype=FLOAT64,
+        )  # fmt: skip
         own[empty] = np.where(np.isnan(terms), np.nan, 0.0)
     return (own, *sums)
 

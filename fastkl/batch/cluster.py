@@ -7,9 +7,12 @@ goes to another; should the first still be alive somewhere, both write the same 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import fastkl as fk
@@ -78,24 +81,22 @@ class Cluster:
     ) -> Iterator[tuple[Shard, Scored | InputError]]:
         """Yield each shard with what it came to, as they end; a task uses one thread unless told otherwise."""
         parameters = replace(parameters, threads=parameters.threads or 1)
-        try:
-            client = self._distributed.Client(self.address, timeout=PATIENCE, set_as_default=False)
-        except (OSError, ValueError, TimeoutError) as error:
-            raise InputError(f"{self.address}: no scheduler of dask.distributed answers ({error})") from error
-        with client:
+        self._knock()
+        with self._distributed.Client(self.address, timeout=PATIENCE, set_as_default=False) as client:
             left = iter(shards)
             under_way: dict[Any, Shard] = {}
 
             def submit(count: int) -> list[Any]:
                 started = []
-                for shard, _ in zip(left, range(count), strict=False):
+                for shard in islice(left, count):
                     task = client.submit(score_there, absolute(shard), parameters, classes, build(), pure=False)
                     under_way[task] = shard
                     started.append(task)
                 return started
 
             # Enough for every thread to have its next shard at hand, and no more: a run may have a million of them.
-            ended = self._distributed.as_completed(submit(max(8, 4 * sum(client.nthreads().values()))))
+            first = submit(max(8, 4 * sum(client.nthreads().values())))
+            ended = self._distributed.as_completed(first, loop=client.loop)
             for task in ended:
                 shard = under_way.pop(task)
                 outcome = self._outcome(task, shard)
@@ -105,6 +106,19 @@ class Cluster:
                 if advance is not None and isinstance(outcome, Scored):
                     advance(outcome.rows, sum(os.path.getsize(path) for path in shard.inputs))
                 yield shard, outcome
+
+    def _knock(self) -> None:
+        """Raise if there is no scheduler: a client that finds none would go on trying, and complain at exit."""
+
+        async def connect() -> None:
+            comm = await self._distributed.comm.connect(self.address, timeout=PATIENCE)
+            await comm.close()
+
+        try:
+            with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already
+                pool.submit(asyncio.run, connect()).result()
+        except (OSError, ValueError, TimeoutError) as error:
+            raise InputError(f"{self.address}: no scheduler of dask.distributed answers ({error})") from error
 
     def _outcome(self, task: Any, shard: Shard) -> Scored | InputError:
         error = task.exception()
