@@ -49,6 +49,20 @@ def test_speed(benchmark, op: Operation, dtype: str, shape: tuple[int, int], cop
     assert np.isfinite(result).all()
 
 
+@pytest.mark.parametrize("models", [1, 2])
+def test_score_speed(benchmark, dtype: str, shape: tuple[int, int], copies: list[cases.Inputs], models: int) -> None:
+    """All statistics of one model, and of two (whose logits are any numbers)."""
+    turn = iter(range(1_000_000))
+
+    def next_copy():
+        inputs = copies[next(turn) % len(copies)]
+        return (inputs.x, inputs.labels, inputs.p if models == 2 else None), {"n_threads": 1}
+
+    benchmark.group = f"score {models} {dtype}"
+    scores = benchmark.pedantic(fastkl.score, setup=next_copy, rounds=5, warmup_rounds=1)
+    assert np.isfinite(scores["entropy"]).all()
+
+
 def test_small_call(benchmark) -> None:
     """The Python overhead: log-sum-exp of ten numbers."""
     x = np.linspace(-1, 1, 10)

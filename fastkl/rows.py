@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,11 +14,20 @@ from numpy.typing import ArrayLike
 from . import _args, _kernels
 from ._args import FLOAT64, Array
 from ._threads import threads_for
-from .registry import STATISTICS, Statistic
+
+if TYPE_CHECKING:
+    from .registry import Statistic
 
 _GIVEN = ("logits", "probs", "log_probs")
-_BY_NAME = {statistic.name: statistic for statistic in STATISTICS}
 _EXACT = {"argmax": np.int64, "rank": np.int64, "correct": np.bool_, "agree": np.bool_, "top_k": np.int64}
+
+
+@cache
+def _statistics() -> dict[str, Statistic]:
+    """What there is, by name; read when first asked for, since dataclasses would be half of this package's import."""
+    from .registry import STATISTICS
+
+    return {statistic.name: statistic for statistic in STATISTICS}
 
 
 class Scores(Mapping[str, Array]):
@@ -227,17 +237,19 @@ def score(
     divisors = tuple(
         _divisor(t, d) for t, d in zip(_pair(temperature, "temperature"), (x, x if y is None else y), strict=True)
     )
-    names = [column for name in asked for column in _BY_NAME[name].columns or (name,)]
+    known = _statistics()
+    names = [column for name in asked for column in known[name].columns or (name,)]
     k = _top(k, classes) if "top_k" in asked else 0
-    if classes_of is not None:
-        # Also where no statistic asks for them. The kernel checks them again as it reads them.
+    if classes_of is not None and not any("labels" in known[name].needs for name in asked):
+        # No kernel will read them: a label out of range is refused all the same.
         bad, bits = _kernels.active.check_labels(classes_of, classes, None)
         if bad >= 0:
             _args.raise_bad_label(bad, bits, classes_of, classes)
+        classes_of = None
 
     probs = tuple(one == "probs" for one in holds)
-    own = [name for name in names if not _needs_reference(name)]
-    both = [name for name in names if _needs_reference(name)]
+    both = [name for name in asked if "reference" in known[name].needs]
+    own = [name for name in names if name not in both]
     columns = {}
     dtype, probs_of = _args.result_dtype(x), probs[:1]
     operands = [x]
@@ -246,15 +258,11 @@ def score(
         if own and (pair is not dtype or probs[1] > probs[0]):
             # The statistics of the logits alone are computed in their own type: a read of their own.
             columns = _run([x], classes_of, own, dtype, probs[:1], divisors, k, n_threads)
-            own = []
+            own, k = [], 0  # top_k has been among them: the kernel must not look for its columns again
         operands, dtype, probs_of = [x, y], pair, probs
     if own or both:
         columns |= _run(operands, classes_of, own + both, dtype, probs_of, divisors, k, n_threads)
     return Scores({name: columns[name] for name in names}, shape)
-
-
-def _needs_reference(column: str) -> bool:
-    return column in _BY_NAME and "reference" in _BY_NAME[column].needs
 
 
 def _fitted(array: Array, shape: tuple[int, ...]) -> Array:
@@ -267,19 +275,20 @@ def _fitted(array: Array, shape: tuple[int, ...]) -> Array:
 
 def _asked(stats: Sequence[str] | None, there: Mapping[str, bool]) -> list[str]:
     """The names of the statistics asked for; each is known, and its inputs are there."""
+    known = _statistics()
 
     def lacks(statistic: Statistic) -> list[str]:
         return [need for need in statistic.needs if not there[need]]
 
     if stats is None:
-        return [s.name for s in STATISTICS if s.by_default and not lacks(s)]
+        return [name for name, statistic in known.items() if statistic.by_default and not lacks(statistic)]
     if isinstance(stats, str):
         raise TypeError(f"stats takes a sequence of names, such as [{stats!r}], not a str")
     names = list(stats)
     for name in names:
-        if name not in _BY_NAME:
-            raise ValueError(f"stats has {name!r}; there are {', '.join(_BY_NAME)}")
-        if missing := lacks(_BY_NAME[name]):
+        if name not in known:
+            raise ValueError(f"stats has {name!r}; there are {', '.join(known)}")
+        if missing := lacks(known[name]):
             raise ValueError(f"the statistic {name!r} needs {' and '.join(missing)}")
         if names.count(name) > 1:
             raise ValueError(f"stats has {name!r} twice")

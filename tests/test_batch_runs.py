@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import pty
 import resource
 import signal
@@ -34,7 +35,9 @@ pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "fastkl", "score"]
-REPEATS = range(int(os.environ.get("FASTKL_REPEATS", "2")))
+#: A shell sees 130 for both: Python ends itself by the signal where that came while a module was imported.
+INTERRUPTED = (130, -signal.SIGINT)
+REPEATS = range(int(os.environ.get("FASTKL_REPEATS", "1")))
 
 
 def make_shards(folder: Path, count: int = 4, rows: int = 500, classes: int = 7) -> dict[str, np.ndarray]:
@@ -109,7 +112,9 @@ def test_no_order_and_no_number_of_threads_shows(tmp_path: Path) -> None:
         runs.append((contents(out), repr(run.summary), totals))
     shards, _ = find_shards([tmp_path / "in"], "y", out=tmp_path / "out-one-by-one")
     (tmp_path / "out-one-by-one" / "deep").mkdir(parents=True)
-    totals = {s.name: score_shard(s, Parameters()).totals.to_json() for s in reversed(shards)}
+    # As another process would get them.
+    sent = pickle.loads(pickle.dumps((shards[::-1], Parameters())))
+    totals = {shard.name: score_shard(shard, sent[1]).totals.to_json() for shard in sent[0]}
     runs.append((contents(tmp_path / "out-one-by-one"), runs[0][1], totals))
     assert runs[0] == runs[1] == runs[2]
 
@@ -460,12 +465,14 @@ def test_an_interrupted_run_is_resumed(
         time.sleep(rng.uniform(0, 0.2))
         command.send_signal(signal.SIGINT)
         said = command.communicate(timeout=60)
-    if command.returncode:  # else it was done before
-        assert (command.returncode, *said) == (130, "", "fastkl: interrupted\n")
-        # All that is there is noted.
-        assert {name.replace(".npy", ".parquet") for name in manifest(out)} == set(contents(out))
+    if "rows/second" not in said[0]:  # else it was done before
+        assert (command.returncode in INTERRUPTED, *said) == (True, "", "fastkl: interrupted\n")
+        # All that is there is noted, but one at most that had just got its name.
+        noted = {name.replace(".npy", ".parquet") for name in manifest(out)}
+        assert noted <= set(contents(out))
+        assert len(contents(out)) - len(noted) <= 1
     run = score_files(folder, out=out, resume=True)
-    assert run.skipped >= 2
+    assert run.skipped >= 1
     assert contents(out) == expected
     assert repr(run.summary) == summary
 
@@ -482,7 +489,7 @@ def test_an_interrupt_ends_the_run_within_a_second(tmp_path: Path) -> None:
             command.send_signal(signal.SIGINT)
             said = command.communicate(timeout=60)
             took.append(time.monotonic() - began)
-        assert (command.returncode, *said) == (130, "", "fastkl: interrupted\n")
+        assert (command.returncode in INTERRUPTED, *said) == (True, "", "fastkl: interrupted\n")
         assert os.listdir(tmp_path) == ["x.npy"]
     print(f"ended after {', '.join(f'{seconds:.2f}' for seconds in took)} s")
     assert min(took) < 1
@@ -601,17 +608,21 @@ def test_arguments_that_make_no_sense(
     assert reason in said.err
 
 
-def test_given_and_temperature(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "temperature", "stats"),
+    [("logits,probs", "2,1", "kl,top_k"), ("probs", "1", "kl,top_k"), ("log_probs,logits", "0.5", "js,top_k")],
+)
+def test_given_and_temperature(tmp_path: Path, given: str, temperature: str, stats: str) -> None:
     rng = np.random.default_rng(0)
-    p, z = rng.dirichlet(np.ones(5), 100), rng.normal(size=(100, 5))
-    np.savez(tmp_path / "x.npz", logits=z, reference=p)
-    run = main(
-        ["score", str(tmp_path / "x.npz"), "--reference", "reference", "--given", "logits,probs", "--temperature",
-         "2,1", "--stats", "kl,top_k", "--top-k", "2", "--out", str(tmp_path / "s.npz")]
-    )  # fmt: skip
-    assert run == 0
-    whole = fk.score(z, None, p, stats=["kl", "top_k"], given=("logits", "probs"), temperature=(2, 1), k=2)
-    with np.load(tmp_path / "s.npz") as columns:
+    x, r = rng.dirichlet(np.ones(5), (2, 100))
+    np.savez(tmp_path / "x.npz", logits=x, reference=r)
+    options = ["--given", given, "--temperature", temperature, "--stats", stats, "--top-k", "2"]
+    out = tmp_path / "s.npz"
+    assert main(["score", str(tmp_path / "x.npz"), "--reference", "reference", *options, "--out", str(out)]) == 0
+    holds = given.split(",") if "," in given else given
+    divisors = tuple(map(float, temperature.split(","))) if "," in temperature else float(temperature)
+    whole = fk.score(x, None, r, stats=stats.split(","), given=holds, temperature=divisors, k=2)
+    with np.load(out) as columns:
         assert list(columns) == list(whole)
         for name in whole:
-            np.testing.assert_allclose(columns[name], whole[name], rtol=1e-12)
+            assert columns[name].tobytes() == whole[name].tobytes()

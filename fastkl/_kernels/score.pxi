@@ -63,8 +63,10 @@ cdef struct Normalisers:
 # ---- the order of the logits ---------------------------------------------------------------------------------------------
 
 cdef loop order_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* labels,
-                      real* tops, real* seconds, double* above, int* nans) noexcept nogil:
-    """Per lane: the two largest, how many exceed the label's, and whether there is a NaN (which the others pass over)."""
+                      bint counts, bint checks, real* tops, real* seconds, double* above, real* nans,
+                      Py_ssize_t ahead) noexcept nogil:
+    """Per lane: the two largest; with `counts` how many exceed the label's; with `checks` how many are NaN, which the
+    others pass over. What lies `ahead` bytes further on is prefetched."""
     cdef real label[LANES]
     cdef real top[LANES]
     cdef real second[LANES]
@@ -75,22 +77,33 @@ cdef loop order_lanes(const real* x, Py_ssize_t count, const real* patch, const 
     cdef int j
     cdef const real* v
     for j in range(LANES):
-        label[j] = labels[j]
         top[j] = second[j] = -INFINITY
         greater[j] = odd[j] = 0
     for i in range(count):
         v = vector_at(x, i, patch, at)
+        if ahead != 0:
+            fk_prefetch(<const char*>(x + i * LANES) + ahead, LANES * sizeof(real))
         for j in range(LANES):
             low = v[j] if v[j] < top[j] else top[j]
             second[j] = low if low > second[j] else second[j]
             top[j] = v[j] if v[j] > top[j] else top[j]
-            greater[j] += 1 if v[j] > label[j] else 0
-            odd[j] += 1 if v[j] != v[j] else 0
+    if counts:
+        for j in range(LANES):
+            label[j] = labels[j]
+        for i in range(count):
+            v = vector_at(x, i, patch, at)
+            for j in range(LANES):
+                greater[j] += 1 if v[j] > label[j] else 0
+    if checks:
+        for i in range(count):
+            v = vector_at(x, i, patch, at)
+            for j in range(LANES):
+                odd[j] += 1 if v[j] != v[j] else 0
     for j in range(LANES):
         tops[j] = top[j]
         seconds[j] = second[j]
         above[j] = greater[j]
-        nans[j] = odd[j] > 0
+        nans[j] = odd[j]
 
 
 cdef loop argmax_lanes(const real* x, Py_ssize_t count, const real* tops, real* index) noexcept nogil:
@@ -139,27 +152,32 @@ cdef inline Py_ssize_t find_first(const real* x, Py_ssize_t n, real value) noexc
     return i
 
 
-cdef void order_block(const real* x, Py_ssize_t n, Py_ssize_t first, Py_ssize_t row, double label, real* tops,
-                      Order* o) noexcept nogil:
-    """Add a block that starts at class `first` to what is known of a row's order; tops: its lanes' maxima."""
+cdef void order_block(const Score* sc, const real* x, Py_ssize_t n, Py_ssize_t first, Py_ssize_t row, double label,
+                      Order* o, bint checks, Py_ssize_t ahead, State* opened) noexcept nogil:
+    """Add a block that starts at class `first` to what is known of a row's order; its maximum opens a state, if given."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real labels[LANES]
+    cdef real tops[LANES]
     cdef real top[LANES]
     cdef real second[LANES]
     cdef double above[LANES]
-    cdef int nans[LANES]
+    cdef real nans[LANES]
     cdef int j, odd = 0
     cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at)
     for j in range(LANES):
         labels[j] = <real>label
-    order_lanes(x, count, patch, at, labels, tops, second, above, nans)
+    order_lanes(x, count, patch, at, labels, sc.rank != NULL and label < INFINITY, checks, tops, second,
+                above, nans, ahead)
     for j in range(LANES):
         top[j] = tops[j]
-        odd |= nans[j]
+        odd |= nans[j] != 0
     fold_two_largest(top, second)
-    o.above[row] += fold_sum(above)
+    if sc.rank != NULL:
+        o.above[row] += fold_sum(above)
     o.nan[row] |= odd
+    if opened != NULL:
+        set_reference(x, count, patch, at, tops, top[0], opened)
     if top[0] > o.top[row]:
         o.second[row] = second[0] if second[0] > o.top[row] else o.top[row]
         o.top[row] = top[0]
@@ -168,23 +186,33 @@ cdef void order_block(const real* x, Py_ssize_t n, Py_ssize_t first, Py_ssize_t 
         o.second[row] = top[0]
 
 
-cdef void order_across(const real* tile, Py_ssize_t classes, const double* labels, Order* o) noexcept nogil:
+cdef void order_across(const Score* sc, const real* tile, Py_ssize_t classes, const double* labels,
+                       bint checks, Order* o) noexcept nogil:
     """The order of a tile of short rows, one lane a row."""
     cdef Py_ssize_t at[3]
     cdef real label[LANES]
     cdef real top[LANES]
     cdef real second[LANES]
     cdef real index[LANES]
+    cdef real nans[LANES]
     cdef int j
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
         label[j] = <real>labels[j]
-    order_lanes(tile, classes, tile, at, label, top, second, o.above, o.nan)
+    order_lanes(tile, classes, tile, at, label, sc.rank != NULL, checks, top, second, o.above, nans, 0)
     argmax_lanes(tile, classes, top, index)
     for j in range(LANES):
         o.top[j] = top[j]
         o.second[j] = second[j]
+        o.nan[j] = nans[j] != 0
         o.argmax[j] = <Py_ssize_t>index[j]
+
+
+cdef inline void note_nans(const Sums* full, Order* o, Py_ssize_t rows) noexcept nogil:
+    """A NaN shows in the sums: where there are some, the order has not looked for it."""
+    cdef Py_ssize_t i
+    for i in range(rows):
+        o.nan[i] = excess(full, i) != excess(full, i)
 
 
 cdef inline bint before(real x, int64_t i, real y, int64_t j) noexcept nogil:
@@ -210,34 +238,31 @@ cdef void sift_down(real* value, int64_t* index, Py_ssize_t size, Py_ssize_t at)
     index[at] = i
 
 
-cdef void select_top(const real* x, Py_ssize_t n, Py_ssize_t step, Py_ssize_t first, Py_ssize_t k, real* value,
+cdef void select_top(const real* x, Py_ssize_t n, Py_ssize_t first, Py_ssize_t k, real* value,
                      int64_t* index) noexcept nogil:
     """Go on selecting a row's k largest with n elements from class `first` on: the heap's root is the one to beat. An
     element that equals it is no better, for its class is larger."""
     cdef Py_ssize_t i = 0, c
     cdef int j, hit
     while i < n and first + i < k:
-        value[first + i] = x[i * step]
+        value[first + i] = x[i]
         index[first + i] = first + i
         i += 1
         if first + i == k:
             for c in range(k // 2 - 1, -1, -1):
                 sift_down(value, index, k, c)
     while i < n:
-        if step == 1 and i + LANES <= n:
-            hit = 0
-            for j in range(LANES):
-                hit |= x[i + j] > value[0]
-            if not hit:
-                i += LANES
-                continue
         c = i + LANES if i + LANES < n else n
-        while i < c:
-            if x[i * step] > value[0]:
-                value[0] = x[i * step]
+        hit = c - i < LANES
+        for j in range(LANES if c - i == LANES else 0):
+            hit |= x[i + j] > value[0]
+        while hit and i < c:
+            if x[i] > value[0]:
+                value[0] = x[i]
                 index[0] = first + i
                 sift_down(value, index, k, 0)
             i += 1
+        i = c
 
 
 cdef void sort_top(Py_ssize_t k, real* value, int64_t* index) noexcept nogil:
@@ -254,6 +279,36 @@ cdef void sort_top(Py_ssize_t k, real* value, int64_t* index) noexcept nogil:
         index[size] = i
         sift_down(value, index, size, 0)
         size -= 1
+
+
+cdef void select_across(const real* tile, Py_ssize_t classes, Py_ssize_t k, real* values, real* index) noexcept nogil:
+    """The k largest of a tile of short rows, one lane a row, by insertion from the last place up: place t of lane j is at
+    t * LANES + j. What is not there yet is a NaN, which nothing is behind."""
+    cdef Py_ssize_t c, t
+    cdef int j
+    cdef real number
+    cdef const real* v
+    cdef real* w
+    cdef real* u
+    cdef bint behind
+    for c in range(k * LANES):
+        values[c] = NAN
+    for c in range(classes):
+        number = <real>c
+        v = tile + c * LANES
+        for t in range(k - 1, 0, -1):
+            w = values + t * LANES
+            u = index + t * LANES
+            for j in range(LANES):
+                # stays, or makes room for the class, or for the place before
+                if not w[j] >= v[j]:
+                    behind = w[j - LANES] >= v[j]
+                    u[j] = number if behind else u[j - LANES]
+                    w[j] = v[j] if behind else w[j - LANES]
+        for j in range(LANES):
+            if not values[j] >= v[j]:
+                index[j] = number
+                values[j] = v[j]
 
 
 # ---- the sums ------------------------------------------------------------------------------------------------------------
@@ -356,6 +411,9 @@ cdef loop pair_lanes(const real* a, const real* b, const real* ratio, Py_ssize_t
     cdef real w[LANES]
     cdef real g[LANES]
     cdef real x[LANES]
+    cdef real t[LANES]
+    cdef real e[LANES]
+    cdef real larger[LANES]
     cdef double difference[LANES]
     cdef double low[LANES]
     cdef real ma[LANES]
@@ -367,8 +425,8 @@ cdef loop pair_lanes(const real* a, const real* b, const real* ratio, Py_ssize_t
     cdef const real* v
     cdef const real* y
     cdef const real* given
-    cdef double part, z
-    cdef real t, e, larger, fall, rest, rise, d, zero = 0, half = 0.5, one = 1, most = -lowest(<real>0)
+    cdef double part, z, none = 0
+    cdef real d, factor, fall, rest, rise, zero = 0, half = 0.5, one = 1, most = -lowest(<real>0)
     cdef real infinity = INFINITY, down = FK_DOWN
     for j in range(LANES):
         ma[j] = <real>norm.a[j]
@@ -385,44 +443,50 @@ cdef loop pair_lanes(const real* a, const real* b, const real* ratio, Py_ssize_t
             y = vector_at(b, i, b_patch, at)
             for j in range(LANES):
                 difference[j] = <double>v[j] - <double>y[j]
-            if real is float:
-                for j in range(LANES):
-                    low[j] = 0
-            else:
+            if real is double:
                 for j in range(LANES):
                     part = difference[j] - v[j]
                     z = (v[j] - (difference[j] - part)) - (y[j] + part)
-                    low[j] = z if z == z else 0
+                    low[j] = (z if z == z else none) - norm.shift_lo[j]
             if ratio != NULL:
                 given = vector_at(ratio, i, ratio_patch, at)
                 for j in range(LANES):
                     difference[j] = given[j]
                     low[j] = 0
             for j in range(LANES):
-                z = ((difference[j] - norm.shift[j]) + (low[j] - norm.shift_lo[j])) - norm.logs[j]
-                x[j] = <real>(z if z == z else 0)      # both -inf: absent
+                z = difference[j] - norm.shift[j]
+                if real is double:
+                    z += low[j]
+                z -= norm.logs[j]
+                z = z if z == z else none      # both -inf: absent
+                x[j] = <real>z
             for j in range(LANES):
-                t = x[j] if x[j] > zero else -x[j]
-                t = t if t < most else most
-                e = exp_up(-t) * down
-                larger = v[j] - ma[j]
-                d = y[j] - mb[j]
-                larger = exp_up(larger if x[j] > zero else d)
-                d = fa[j] if x[j] > zero else fb[j]
-                larger *= d
-                fall = kl_fall(t, e)
-                rest = t - fall
-                d = one - e
-                rest = rest if t < half else d
-                rise = kl_rise(t, e, fall, rest)
-                if middle:
-                    w[j] += larger * js_shape(t, e, rest)
-                fall *= larger
-                rise *= larger
-                rest *= larger
+                t[j] = x[j] if x[j] > zero else -x[j]
+                d = t[j] if t[j] < most else most     # inf * 0 would be NaN
+                e[j] = exp_up(-d) * down
+                d = v[j] - ma[j]
+                rest = y[j] - mb[j]
+                d = d if x[j] > zero else rest
+                factor = fa[j] if x[j] > zero else fb[j]
+                larger[j] = exp_up(d) * factor
+            if middle:
+                for j in range(LANES):
+                    d = t[j] if t[j] < most else most
+                    rest = d - kl_fall(d, e[j])
+                    fall = one - e[j]
+                    rest = rest if d < half else fall
+                    w[j] += larger[j] * js_shape(d, e[j], rest)
+            for j in range(LANES):
+                d = t[j] if t[j] < most else most
+                fall = kl_fall(d, e[j])
+                rest = d - fall
+                rise = one - e[j]
+                rest = rest if d < half else rise
+                rise = kl_rise(d, e[j], fall, rest) * larger[j]
+                fall *= larger[j]
+                fall = infinity if t[j] > most else fall     # one of the two is 0
+                rest *= larger[j]
                 g[j] += -rest if x[j] > zero else rest
-                # where only one of the two is 0
-                fall = infinity if x[j] == infinity or x[j] == -infinity else fall
                 s[j] += fall if x[j] > zero else rise
                 r[j] += rise if x[j] > zero else fall
             i += 1
@@ -558,11 +622,11 @@ cdef inline bint in_place(const Score* sc, int which) noexcept nogil:
 
 
 cdef inline Py_ssize_t rows_together(const Score* sc, int which, size_t itemsize) noexcept nogil:
-    """Rows scanned together: a tile where they are read in place and are one block; as many as have neighbouring elements
-    in a cache line where a row's own lie apart; else one."""
+    """Rows scanned together: a tile where they are read in place and are one block; where a row's own elements lie apart,
+    as many as have neighbours in half a cache line, which keeps the scratch below 1 MiB; else one."""
     if in_place(sc, which):
         return TILE if sc.plan.classes <= BLOCK else 1
-    return 1 if sc.plan.operand[which].direct else 64 // itemsize
+    return 1 if sc.plan.operand[which].direct else 32 // itemsize
 
 
 cdef void load_block(const Score* sc, int which, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t first, Py_ssize_t n,
@@ -604,10 +668,9 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
     cdef State without_chunk[TILE]
     cdef const real* x[TILE]
     cdef const real* given[TILE]
-    cdef real tops[LANES]
     cdef Py_ssize_t group = rows_together(sc, which, sizeof(real)), i = 0, n, k, start, stop, first, size, hole, ahead
     cdef bint moments = sc.moments and which == 0
-    cdef bint place = in_place(sc, which)
+    cdef bint place = in_place(sc, which), opens
     if o != NULL:
         start_order(o)
     while i < rows:
@@ -622,11 +685,19 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
             while first < stop:
                 size = BLOCK if first + BLOCK < stop else stop - first
                 load_block(sc, which, row + i, n, first, size, scratch, scratch + group * BLOCK, x, given)
+                ahead = 0
+                if place and first + size < plan.classes:
+                    ahead = size * <Py_ssize_t>sizeof(real)
+                elif place and plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
+                    ahead = rows * plan.operand[which].outer[0]
                 for k in range(n):
+                    opens = first == start and full != NULL
                     if o != NULL:
-                        order_block(given[k], size, first, i + k, labels[i + k], tops, o)
-                    if first == start and full != NULL:
-                        open_row(x[k], size, <Py_ssize_t>-1, &chunk[k])
+                        order_block(sc, given[k], size, first, i + k, labels[i + k], o, full == NULL,
+                                    ahead if full == NULL else 0, &chunk[k] if opens and given[k] == x[k] else NULL)
+                    if opens:
+                        if o == NULL or given[k] != x[k]:
+                            open_row(x[k], size, <Py_ssize_t>-1, &chunk[k])
                         if rest != NULL:
                             hole = hole_in(plan, rest.index[i + k], first, size)
                             if hole >= 0 and rest.label[i + k] == chunk[k].m:
@@ -634,11 +705,6 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
                             else:
                                 without_chunk[k].m = chunk[k].m
                                 without_chunk[k].top_at = chunk[k].top_at
-                ahead = 0
-                if place and first + size < plan.classes:
-                    ahead = size * <Py_ssize_t>sizeof(real)
-                elif place and plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
-                    ahead = rows * plan.operand[which].outer[0]
                 for k in range(n if full != NULL else 0):
                     if rest == NULL:
                         logsumexp_block(x[k], size, <Py_ssize_t>-1, moments, ahead, &chunk[k])
@@ -660,6 +726,8 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
             if rest != NULL:
                 keep_state(&without[k], i + k, rest)
         i += n
+    if o != NULL and full != NULL:
+        note_nans(full, o, rows)
 
 
 cdef void read_score_labels(Score* sc, Py_ssize_t row, Py_ssize_t rows, Sums* rest, double* given,
@@ -673,7 +741,7 @@ cdef void read_score_labels(Score* sc, Py_ssize_t row, Py_ssize_t rows, Sums* re
     for i in range(rows if sc.plan.has_labels else 0):
         rest.index[i] = read_label(&sc.plan, row + i)
         rest.label[i] = 0
-        if rest.index[i] >= 0:
+        if rest.index[i] >= 0 and (sc.loss or sc.rank != NULL):
             fetch[real](&sc.plan, &sc.plan.operand[0], row + i, 1, rest.index[i], 1, &x, 1, 1, <real>-INFINITY)
             rest.label[i] = logit(sc, 0, x)
             given[i] = x if sc.probs[0] else rest.label[i]
@@ -691,7 +759,7 @@ cdef void score_rows(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     cdef double none[TILE]
     cdef double sums[8]
     cdef Normalisers norm
-    cdef Py_ssize_t i, first, n, k = sc.k, size = 64 // sizeof(real) * BLOCK
+    cdef Py_ssize_t i, first, n, k = sc.k, size = 32 // sizeof(real) * BLOCK
     cdef int j
     cdef bint valid
     cdef const real* x
@@ -700,7 +768,7 @@ cdef void score_rows(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     cdef const real* other_given
     cdef real* value = scratch + 4 * size + BLOCK
     read_score_labels(sc, row, rows, &rest, labels, scratch)
-    scan_operand(sc, 0, row, rows, labels, &full if sc.sums else NULL, &rest if sc.loss else NULL,
+    scan_operand(sc, 0, row, rows, labels, &full if sc.sums or sc.loss else NULL, &rest if sc.loss else NULL,
                  &o if sc.order else NULL, scratch)
     if k > 0:
         for i in range(rows):
@@ -708,10 +776,10 @@ cdef void score_rows(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
             while first < sc.plan.classes:
                 n = BLOCK if first + BLOCK < sc.plan.classes else sc.plan.classes - first
                 load_block(sc, 0, row + i, 1, first, n, scratch, scratch + size, &x, &given)
-                select_top(given, n, 1, first, k, value, sc.top_k + (row + i) * k)
+                select_top(given, n, first, k, value, sc.top_k + (row + i) * k)
                 first += n
             sort_top(k, value, sc.top_k + (row + i) * k)
-            put_top(sc, row + i, i, &full, &o, value)
+            put_top(sc, row + i, i, &full, &o, value, 1)
     if sc.plan.operands > 1:
         for i in range(TILE):
             none[i] = INFINITY
@@ -771,7 +839,7 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
     cdef bint valid[TILE]
     cdef double sums[4][TILE]
     cdef Py_ssize_t at[3]
-    cdef Py_ssize_t classes = sc.plan.classes, size = sc.plan.classes * LANES, i, k = sc.k, hole
+    cdef Py_ssize_t classes = sc.plan.classes, size = sc.plan.classes * LANES, i, k = sc.k, c
     cdef real* x = scratch
     cdef real* given = scratch + size if sc.probs[0] else x
     cdef real* y = scratch + 2 * size
@@ -790,21 +858,25 @@ cdef void score_across(Score* sc, Py_ssize_t row, Py_ssize_t rows, real* scratch
             labels[i] = given[rest.index[i] * LANES + i]
             rest.label[i] = x[rest.index[i] * LANES + i]
     if sc.order:
-        order_across(given, classes, labels, &o)
+        order_across(sc, given, classes, labels, not sc.sums, &o)
     if sc.sums:
         logsumexp_across(x, classes, sc.moments, &full)
-    for i in range(rows if k > 0 else 0):
-        select_top(given + i, classes, LANES, 0, k, value, sc.top_k + (row + i) * k)
-        sort_top(k, value, sc.top_k + (row + i) * k)
-        put_top(sc, row + i, i, &full, &o, value)
+        note_nans(&full, &o, LANES)
+    if k > 0:
+        select_across(given, classes, k, value, value + k * LANES)
+        for i in range(rows):
+            for c in range(k):
+                sc.top_k[(row + i) * k + c] = <int64_t>value[(k + c) * LANES + i]
+            put_top(sc, row + i, i, &full, &o, value + i, LANES)
     if sc.plan.operands > 1:
         load_tile(sc, 1, row, rows, y, other_given)
         if sc.agree != NULL:
             for i in range(TILE):
                 labels[i] = INFINITY
-            order_across(other_given, classes, labels, &other_order)
+            order_across(sc, other_given, classes, labels, not sc.divergence, &other_order)
     if sc.divergence:
         logsumexp_across(y, classes, False, &other)
+        note_nans(&other, &other_order, LANES)
         for i in range(LANES):
             valid[i] = normalisers(&full, i, &other, i, i, &norm)
             if has_ratios(sc):
@@ -840,22 +912,62 @@ cdef void put_column(char* column, bint single, Py_ssize_t row, Py_ssize_t rows,
             wide[i] = values[i] if values[i] == values[i] else NAN
 
 
-cdef inline bint no_order(const Order* o, Py_ssize_t i) noexcept nogil:
-    """Whether a row holds no distribution."""
+cdef inline bint no_distribution(const Order* o, Py_ssize_t i) noexcept nogil:
+    """Whether a row holds a NaN or +inf, or nothing above -inf."""
     return o.nan[i] or o.top[i] == INFINITY or o.top[i] == -INFINITY
 
 
-cdef void put_top(Score* sc, Py_ssize_t row, Py_ssize_t i, const Sums* full, const Order* o, real* value) noexcept nogil:
-    """The log-probabilities of the k largest of a row, whose numbers as given are in `value`; i: its place in the tile."""
+cdef void put_top(Score* sc, Py_ssize_t row, Py_ssize_t i, const Sums* full, const Order* o, const real* value,
+                  Py_ssize_t step) noexcept nogil:
+    """The log-probabilities of the k largest of a row, whose numbers as ordered are in `value`; i: its place in the
+    tile."""
     cdef Py_ssize_t c
     cdef double hi, lo, log_p
     log1p_split_f64(excess(full, i), &hi, &lo)
     for c in range(sc.k):
-        log_p = (ordered_logit(sc, value[c]) - full.m[i]) - (hi + lo)
-        if no_order(o, i):
+        log_p = (ordered_logit(sc, value[c * step]) - full.m[i]) - (hi + lo)
+        if no_distribution(o, i):
             log_p = NAN
             sc.top_k[row * sc.k + c] = -1
         put_column(sc.top_k_log_prob, sc.single, row * sc.k + c, 1, &log_p)
+
+
+cdef void put_order(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* full, const Sums* rest, const Order* o,
+                    const Order* other) noexcept nogil:
+    """The columns that the order of the logits tells."""
+    cdef double result[TILE]
+    cdef double top[TILE]
+    cdef double second[TILE]
+    cdef double nothing[TILE]       # NaN for a row that holds no distribution, else 0
+    cdef Py_ssize_t i
+    for i in range(rows):
+        nothing[i] = NAN if no_distribution(o, i) else 0
+        top[i] = o.top[i]
+        second[i] = o.second[i]
+    if sc.probs[0]:
+        for i in range(rows):
+            top[i] = logit(sc, 0, top[i])
+            second[i] = logit(sc, 0, second[i])
+    if sc.margin != NULL:
+        for i in range(rows):
+            result[i] = top[i] - second[i] + nothing[i]
+        put_column(sc.margin, sc.single, row, rows, result)
+    if sc.max_prob != NULL:
+        for i in range(rows):
+            result[i] = exp_up_f64(top[i] - full.m[i]) * FK_DOWN / (1 + excess(full, i)) + nothing[i]
+        put_column(sc.max_prob, sc.single, row, rows, result)
+    if sc.argmax != NULL:
+        for i in range(rows):
+            sc.argmax[row + i] = o.argmax[i] if nothing[i] == 0 else -1
+    if sc.rank != NULL:
+        for i in range(rows):
+            sc.rank[row + i] = 1 + <int64_t>o.above[i] if nothing[i] == 0 else -1
+    if sc.correct != NULL:
+        for i in range(rows):
+            sc.correct[row + i] = (nothing[i] == 0) & (o.argmax[i] == rest.index[i])
+    if sc.agree != NULL:
+        for i in range(rows):
+            sc.agree[row + i] = (nothing[i] == 0) & (not no_distribution(other, i)) & (o.argmax[i] == other.argmax[i])
 
 
 cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* full, const Sums* rest, const Order* o,
@@ -863,7 +975,6 @@ cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* ful
     cdef double result[TILE]
     cdef double extra[TILE]
     cdef Py_ssize_t i
-    cdef double top, second
     if sc.lse != NULL:
         finish_logsumexp(full, rows, 1, result, extra)
         put_column(sc.lse, sc.single, row, rows, result)
@@ -873,29 +984,12 @@ cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* ful
     if sc.moments:
         finish_entropy_of_logits(full, rows, 1, result)
         put_column(sc.entropy, sc.single, row, rows, result)
+    if sc.perplexity != NULL:
         for i in range(rows):
             result[i] = exp_up_f64(result[i]) * FK_DOWN
         put_column(sc.perplexity, sc.single, row, rows, result)
     if sc.order:
-        if sc.max_prob != NULL:
-            for i in range(rows):
-                top = ordered_logit(sc, o.top[i])
-                result[i] = NAN if no_order(o, i) else exp_up_f64(top - full.m[i]) * FK_DOWN / (1 + excess(full, i))
-            put_column(sc.max_prob, sc.single, row, rows, result)
-        for i in range(rows if sc.margin != NULL else 0):
-            top = ordered_logit(sc, o.top[i])
-            second = ordered_logit(sc, o.second[i])
-            result[i] = NAN if no_order(o, i) else top - second
-        put_column(sc.margin, sc.single, row, rows, result)
-        for i in range(rows):
-            if sc.argmax != NULL:
-                sc.argmax[row + i] = -1 if no_order(o, i) else o.argmax[i]
-            if sc.rank != NULL:
-                sc.rank[row + i] = -1 if no_order(o, i) else 1 + <int64_t>o.above[i]
-            if sc.correct != NULL:
-                sc.correct[row + i] = not no_order(o, i) and o.argmax[i] == rest.index[i]
-            if sc.agree != NULL:
-                sc.agree[row + i] = not no_order(o, i) and not no_order(other, i) and o.argmax[i] == other.argmax[i]
+        put_order(sc, row, rows, full, rest, o, other)
     put_column(sc.kl, sc.single, row, rows, d.kl)
     put_column(sc.reverse_kl, sc.single, row, rows, d.reverse_kl)
     put_column(sc.js, sc.single, row, rows, d.js)
@@ -919,11 +1013,11 @@ cdef int execute_score(Score* sc, int threads, real* like) noexcept nogil:
     cdef Py_ssize_t classes = sc.plan.classes, size = TILE, stride, tiles, t
     cdef real* scratch = NULL
     if classes <= ACROSS:
-        stride = 5 * classes * LANES
+        stride = (5 * classes + 2 * sc.k) * LANES
     else:
         size = 4 * BLOCK // classes
         size = 1 if size < 1 else size
-        stride = 4 * (64 // sizeof(real)) * BLOCK + BLOCK
+        stride = 4 * (32 // sizeof(real)) * BLOCK + BLOCK
     stride += sc.k + 64 - sc.k % 64
     tiles = (sc.plan.rows + size - 1) // size
     threads = <int>tiles if threads > tiles else threads
@@ -1006,7 +1100,7 @@ def score(bint double_precision, bint single, tuple operands, labels, tuple prob
     sc.divergence = sc.kl != NULL or sc.reverse_kl != NULL or sc.js != NULL
     sc.loss = sc.label_loss != NULL
     sc.moments = sc.entropy != NULL or sc.perplexity != NULL
-    sc.sums = (sc.moments or sc.divergence or sc.loss or sc.lse != NULL or sc.max_prob != NULL or sc.k > 0)
+    sc.sums = (sc.moments or sc.divergence or sc.lse != NULL or sc.max_prob != NULL or sc.k > 0)
     sc.order = (sc.max_prob != NULL or sc.margin != NULL or sc.k > 0 or sc.argmax != NULL or sc.rank != NULL
                 or sc.correct != NULL or sc.agree != NULL)
     with nogil:

@@ -171,21 +171,24 @@ def described(run: Run, source: str) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[tuple[Callable[[int], Advance] | None, Callable[[str], None]]]:
+def progress_bar() -> Iterator[tuple[Callable[[int], Advance], Callable[[str], None]]]:
     """Show rows, GB/s and the time left on a terminal, if rich is there; give what starts it, and what prints lines."""
+
+    def silent(size: int) -> Advance:
+        return lambda rows, size: end_if_told()
 
     def plain(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     if not sys.stderr.isatty():
-        yield None, plain
+        yield silent, plain
         return
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
         from rich.text import Text
     except ImportError:
-        yield None, plain
+        yield silent, plain
         return
 
     class Speed(ProgressColumn):
@@ -204,6 +207,7 @@ def progress_bar() -> Iterator[tuple[Callable[[int], Advance] | None, Callable[[
 
         def advance(more: int, size: int) -> None:
             nonlocal rows
+            end_if_told()
             with lock:
                 rows += more
                 bar.update(task, advance=size, rows=rows)
@@ -281,9 +285,26 @@ def restart_with_passive_workers() -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "passive"})
 
 
-def exit_with_cleanup(number: int, frame: Any) -> NoReturn:
+#: The signal that told this process to end, once one has.
+told_to_end: int | None = None
+
+
+def end(number: int, frame: Any) -> NoReturn:
     """Leave through the ``finally`` blocks when the process is told to end."""
-    sys.exit(128 + number)
+    global told_to_end
+    told_to_end = number
+    end_if_told()
+    raise AssertionError
+
+
+def end_if_told() -> None:
+    """Raise what ends the process, if it was told to end.
+
+    Where a signal arrives in a destructor or while a module is imported, what its handler raises may get lost: it is
+    raised again with the next chunk.
+    """
+    if told_to_end is not None:
+        raise KeyboardInterrupt if told_to_end == signal.SIGINT else SystemExit(128 + told_to_end)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -291,8 +312,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     if argv is None:
         restart_with_passive_workers()
-        signal.signal(signal.SIGTERM, exit_with_cleanup)
-        signal.signal(signal.SIGHUP, exit_with_cleanup)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job's is ignored
+            signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGHUP, end)
     try:
         return score(options)
     except KeyboardInterrupt:

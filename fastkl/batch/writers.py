@@ -101,10 +101,17 @@ class Writer(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
+            self._abandon()
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            self._finish()
+            try:
+                self._finish()
+            finally:
+                self._abandon()
+
+    def _abandon(self) -> None:  # noqa: B027 (most have nothing to let go of)
+        """Let go of what would still write, whether or not that has finished."""
 
 
 class NpzWriter(Writer):
@@ -178,6 +185,13 @@ class TableWriter(Writer):
         if self._rows or self._writer is None:
             self._write(self._join())
         self._writer.close()
+
+    def _abandon(self) -> None:
+        if getattr(self._writer, "is_open", False):
+            # Else ParquetWriter's destructor closes it, into a file that is closed by then, and prints what that gives.
+            with suppress(Exception):
+                self._writer.close()
+            self._writer.is_open = False
 
 
 def arrow_batch(columns: Columns, lists: bool) -> Any:
