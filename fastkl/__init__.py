@@ -12,6 +12,7 @@ room            what is in it
 ``rows``        score: many statistics of a row from one read
 ``reference``   every function again in plain NumPy float64: the contract
 ``registry``    a row per operation: form, accuracy budget, bytes moved
+``dask``        the functions again over Dask arrays (imported by itself)
 ``batch``       the command ``fastkl score``
 ``_args``       the gate: arrays, axes, masks, outputs and labels are checked here and nowhere below
 ``_call``       from the gate to a kernel and back

@@ -39,23 +39,27 @@ def per_row(
     n_threads: int | None = None,
     scale: float = 1.0,
     signed: bool = False,
+    dtype: np.dtype[Any] | None = None,
 ) -> Any:
-    """Run an operation that gives one number per row; with `signed` also return the sign of each."""
+    """Run an operation that gives one number per row; with `signed` also return the sign of each.
+
+    With `dtype` it is computed and given in that type, whatever the inputs' is.
+    """
     first = operands[0]
-    shape, dtype, nbytes = first.shape, first.dtype, len(operands) * first.nbytes
+    shape, own, nbytes = first.shape, first.dtype, len(operands) * first.nbytes
     if (
-        (dtype is FLOAT64 or dtype is FLOAT32) and type(axis) is int and axis == -1 and shape
+        (own is FLOAT64 or own is FLOAT32) and dtype is None and type(axis) is int and axis == -1 and shape
         and where is None and out is None and not keepdims and not signed
-        and (len(operands) == 1 or (operands[1].shape == shape and operands[1].dtype is dtype))
+        and (len(operands) == 1 or (operands[1].shape == shape and operands[1].dtype is own))
     ):  # fmt: skip
         # What is below would find nothing to do: on ten numbers it takes longer than the kernel.
-        result = np.empty(shape[:-1], dtype)
+        result = np.empty(shape[:-1], own)
         _kernels.active.run(
-            op, dtype is FLOAT64, operands, None, None, result, None, 1, scale, None, False, 0, -1, False,
+            op, own is FLOAT64, operands, None, None, result, None, 1, scale, None, False, 0, -1, False,
             threads_for(n_threads, nbytes), n_threads is not None, nbytes,
         )  # fmt: skip
         return result if result.ndim else result[()]
-    dtype = _args.result_dtype(*operands)
+    dtype = _args.result_dtype(*operands) if dtype is None else dtype
     arrays = _args.broadcast(operands, names)
     first = arrays[0]
     axes = _args.reduced_axes(axis, first.ndim)

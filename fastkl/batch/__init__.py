@@ -2,7 +2,8 @@
 
 ``readers`` and ``tables`` open files and vouch for them, ``writers`` keeps results from ever being half-written,
 ``shards`` finds files, ``scoring`` scores one of them, ``totals`` adds up, ``manifest`` remembers, ``run`` is all of
-that together, ``command`` is the command line on top of it (``fastkl score``), ``report`` the page that it may write.
+that together, ``cluster`` the same on many machines, ``command`` is the command line on top of it (``fastkl score``),
+``report`` the page that it may write.
 """
 
 from fastkl.batch.readers import InputError

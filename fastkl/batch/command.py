@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import fastkl as fk
 from fastkl.batch.readers import InputError
-from fastkl.batch.run import Run, score_files
+from fastkl.batch.run import Run, Runner, run_here, score_files
 from fastkl.batch.scoring import Advance, Parameters
 
 
@@ -110,6 +110,12 @@ def arguments() -> argparse.ArgumentParser:
     how.add_argument("--resume", action="store_true", help="skip what an earlier run has done, once that is verified")
     how.add_argument("--strict", action="store_true", help="end at the first shard that cannot be scored")
     how.add_argument("--threads", type=positive, metavar="N", help="threads to use (default: one for each CPU)")
+    how.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run the shards on the cluster of this dask.distributed scheduler, which sees the same files under the "
+        "same paths; --threads is then of each task (default: one)",
+    )
     how.add_argument("--chunk", type=positive, metavar="ROWS", help="rows at a time (default: 16 MiB of them)")
     return parser
 
@@ -236,12 +242,17 @@ def score(options: argparse.Namespace) -> int:
         raise InputError(str(error)) from error
     if pictured:
         import_drawing()
+    runner: Runner = run_here
+    if options.dask is not None:
+        from fastkl.batch.cluster import Cluster
+
+        runner = Cluster(options.dask)
     with progress_bar() as (progress, say):
         run = score_files(
             inputs, labels, options.out, reference=options.reference, stats=stats, given=options.given,
             temperature=options.temperature, k=options.top_k, key=options.logits, form=options.format,
             resume=options.resume, strict=options.strict, complete=pictured, chunk=options.chunk,
-            n_threads=options.threads, progress=progress,
+            n_threads=options.threads, progress=progress, runner=runner,
             complain=lambda name, reason: say(f"fastkl: set aside: {one_line(reason)}"),
         )  # fmt: skip
     if pictured:
