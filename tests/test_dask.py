@@ -277,7 +277,7 @@ def test_without_dask_the_import_says_what_to_install() -> None:
 def two_workers() -> Any:
     """Start a cluster of two workers, each a process of one thread."""
     return distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
     )
 
 

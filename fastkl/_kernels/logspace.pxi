@@ -486,8 +486,8 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 
 cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real* out, double* sums, const char* next,
                           char* target) noexcept nogil:
-    """out = 2^64 exp(x - maximum) of n elements, out may be x; and its sum per lane, by pairs: small ones added to a 1 one
-    after another would all be rounded the same way. What will be read `next` and the lines of `target`, unless NULL, are
+    """out = 2^64 exp(x - maximum) of n elements, out may be x; and its sum per lane, as if it were of more digits than the
+    data: small ones added to a 1 one after another would all be rounded the same way. What will be read `next` and the lines of `target`, unless NULL, are
     prefetched."""
     cdef real m[LANES]
     cdef real a[LANES]
@@ -497,13 +497,14 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real*
     cdef real e2[LANES]
     cdef real e3[LANES]
     cdef double t[LANES]
+    cdef double t_lo[LANES]
     cdef Py_ssize_t i = 0, rest
     cdef int j
     cdef const real* v
     cdef real* w
     for j in range(LANES):
         m[j] = maxima[j]
-        t[j] = 0
+        t[j] = t_lo[j] = 0
     while i + RUN * LANES <= n:
         v = x + i
         w = out + i
@@ -524,7 +525,10 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real*
             w[2 * LANES + j] = e2[j]
             w[3 * LANES + j] = e3[j]
         for j in range(LANES):
-            t[j] += <double>a[j] + <double>b[j]
+            if real is float:
+                t[j] += <double>a[j] + <double>b[j]
+            else:
+                two_sum_add(&t[j], &t_lo[j], a[j] + b[j])
         i += RUN * LANES
     if next != NULL and i < n:
         fk_prefetch(next + i * sizeof(real), (n - i) * sizeof(real))
@@ -539,12 +543,15 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real*
         for j in range(LANES):
             e0[j] = exp_up(a[j] - m[j])
         for j in range(LANES):
-            t[j] += e0[j]
+            if real is float:
+                t[j] += e0[j]
+            else:
+                two_sum_add(&t[j], &t_lo[j], e0[j])
         for j in range(LANES if LANES < rest else rest):
             w[j] = e0[j]
         i += LANES
     for j in range(LANES):
-        sums[j] = t[j]
+        sums[j] = t[j] + t_lo[j]
 
 
 cdef void settle_nans(real* tile, Py_ssize_t classes, const real* k) noexcept nogil:

@@ -21,8 +21,8 @@ import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ class Source(ABC):
     file: MappedFile | None = None
 
     @abstractmethod
-    def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
+    def batches(self, start: int, stop: int, step: int) -> Generator[dict[str, Array], None, None]:
         """Yield rows ``start`` to ``stop`` in order, at most ``step`` at a time."""
 
     def check(self) -> None:
@@ -144,7 +144,7 @@ class ArraySource(Source):
         self.rows, self.shapes = checked(file.path, {role: (a.shape, a.dtype) for role, a in arrays.items()})
         self._arrays = {role: a.reshape(1, -1) if is_one_row(role, a.shape) else a for role, a in arrays.items()}
 
-    def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
+    def batches(self, start: int, stop: int, step: int) -> Generator[dict[str, Array], None, None]:
         for first in range(start, stop, step):
             rows = slice(first, min(first + step, stop))
             yield {r: a if repeats(r, len(a), self.rows) else a[rows] for r, a in self._arrays.items()}
@@ -314,11 +314,13 @@ class CompressedNpz(Source):
         self.rows, self.shapes = checked(path, {role: (m.shape, m.dtype) for role, m in members.items()})
         self.spans = [(0, self.rows)]
 
-    def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
+    def batches(self, start: int, stop: int, step: int) -> Generator[dict[str, Array], None, None]:
         assert (start, stop) == (0, self.rows)
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                pieces = {role: self._pieces(archive, role, step) for role in self._members}
+            with zipfile.ZipFile(self.path) as archive, ExitStack() as stack:
+                pieces = {
+                    role: stack.enter_context(closing(self._pieces(archive, role, step))) for role in self._members
+                }
                 for _ in range(0, self.rows, step):
                     yield {role: next(piece) for role, piece in pieces.items()}
                 for piece in pieces.values():
@@ -326,7 +328,7 @@ class CompressedNpz(Source):
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise InputError(f"{self.path}: not a readable .npz file ({error})") from error
 
-    def _pieces(self, archive: zipfile.ZipFile, role: str, step: int) -> Iterator[Array]:
+    def _pieces(self, archive: zipfile.ZipFile, role: str, step: int) -> Generator[Array, None, None]:
         """Yield a member's rows; one in column-major order cannot be read by rows and is unpacked whole."""
         name, shape, dtype, fortran = self._members[role]
         shape = (1, *shape) if is_one_row(role, shape) else shape

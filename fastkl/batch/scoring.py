@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -120,9 +120,19 @@ def open_operands(shard: Shard) -> tuple[list[Source], int, int]:
     return list(sources.values()), main.rows, classes
 
 
-def together(sources: Sequence[Source], start: int, stop: int, step: int) -> Iterator[list[dict[str, Array]]]:
+def together(
+    sources: Sequence[Source], start: int, stop: int, step: int
+) -> Generator[list[dict[str, Array]], None, None]:
     """Yield rows of several sources in step, a batch of equally many rows from each."""
-    streams = [source.batches(start, stop, step) for source in sources]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(closing(source.batches(start, stop, step))) for source in sources]
+        yield from in_step(sources, streams, start, stop)
+
+
+def in_step(
+    sources: Sequence[Source], streams: Sequence[Iterator[dict[str, Array]]], start: int, stop: int
+) -> Iterator[list[dict[str, Array]]]:
+    """Cut the batches of several sources where any of them ends one."""
     heads: list[dict[str, Array]] = [{} for _ in sources]
     row = start
     while row < stop:
@@ -182,7 +192,8 @@ class Pass:
         self.reference: Array | None = None
         for source in self.sources:
             if list(source.shapes) == ["reference"] and source.rows == 1 != self.rows:
-                self.reference = next(source.batches(0, 1, 1))["reference"].copy()
+                with closing(source.batches(0, 1, 1)) as batches:
+                    self.reference = next(batches)["reference"].copy()
                 source.check()
         self.streamed = [s for s in self.sources if self.reference is None or list(s.shapes) != ["reference"]]
         row_bytes = SCORES_BYTES + sum(
@@ -230,8 +241,17 @@ class Pass:
         if not hasattr(self._own, "totals"):
             self._own.totals = self.new_totals()
             self._totals.append(self._own.totals)
-        row = start
-        for batches in together(self.streamed, start, stop, self.step) if stop > start else [self.nothing()]:
+        with ExitStack() as stack:
+            chunks: Iterable[list[dict[str, Array]]] = [self.nothing()]
+            if stop > start:
+                chunks = stack.enter_context(closing(together(self.streamed, start, stop, self.step)))
+            self.score_chunks(chunks, start, put)
+
+    def score_chunks(
+        self, chunks: Iterable[list[dict[str, Array]]], row: int, put: Callable[[Mapping[str, Array]], None]
+    ) -> None:
+        """Score rows from `row` on, as they come from the sources."""
+        for batches in chunks:
             if self.stop.is_set():
                 raise Stopped
             arrays = {role: array for batch in batches for role, array in batch.items()}

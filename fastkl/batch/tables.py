@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -195,7 +195,7 @@ class ParquetSource(Source):
         self.spans = [(start, start + n) for start, n in zip(starts, groups, strict=True) if n] or [(0, 0)]
         self._groups = {start: i for i, (start, n) in enumerate(zip(starts, groups, strict=True)) if n}
 
-    def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
+    def batches(self, start: int, stop: int, step: int) -> Generator[dict[str, Array], None, None]:
         assert self.spans is not None
         with refusing(self.path, "Parquet file"):
             for first, last in self.spans:
@@ -265,7 +265,7 @@ class ArrowSource(Source):
         buffers = [buffer for buffer in column.buffers() if buffer is not None and buffer.size]
         return all(first <= buffer.address <= first + len(self._whole.bytes) for buffer in buffers)
 
-    def batches(self, start: int, stop: int, step: int) -> Iterator[dict[str, Array]]:
+    def batches(self, start: int, stop: int, step: int) -> Generator[dict[str, Array], None, None]:
         with refusing(self.path, "Arrow file"):
             row = 0
             for batch in self._batches if self.file is not None else self._read():
