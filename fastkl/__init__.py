@@ -16,6 +16,7 @@ room            what is in it
 ``batch``       the command ``fastkl score``
 ``_args``       the gate: arrays, axes, masks, outputs and labels are checked here and nowhere below
 ``_call``       from the gate to a kernel and back
+``_exact``      sums without rounding
 ``_threads``    set_num_threads, get_num_threads: how many threads a call may have
 ``_kernels``    everything compiled, once per instruction set
 ==============  =====================================================================================

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from . import _args, _kernels
 from ._args import FLOAT64, Array
+from ._exact import ExactSum
 from ._threads import threads_for
 
 # Rows whose losses are held at a time where only their sum is asked for: 512 KiB of float64.
@@ -111,7 +112,7 @@ def softmax_cross_entropy(
     if reduction != "none":
         if out is not None:
             raise ValueError(f"out is for one loss per row; reduction={reduction!r} gives a single number")
-        total, kept = 0.0, 0
+        total, kept = ExactSum(), 0
         losses = np.empty(min(_SLAB, classes_of.size), FLOAT64)
         for first in range(0, classes_of.size, _SLAB):
             last = min(first + _SLAB, classes_of.size)
@@ -123,14 +124,15 @@ def softmax_cross_entropy(
             )  # fmt: skip
             if bad >= 0:
                 _args.raise_bad_label(bad, bits, classes_of, classes)
-            try:
-                total += math.fsum(slab.data)    # twice as fast as iterating over the array itself
-            except OverflowError:
-                total = math.inf
+            total.add(slab)
             kept += kept_here
-        if reduction == "mean":
-            total = total / kept if kept else float(empty_mean)
-        result = np.asarray(total, dtype)
+        if total.finite + total.infinite < classes_of.size:
+            value = math.nan
+        elif reduction == "mean":
+            value = total.over(kept) if kept else float(empty_mean)
+        else:
+            value = total.over(1)
+        result = np.asarray(value, dtype)
         return result.reshape((1,) * x.ndim) if keepdims else result[()]
     shape = tuple([1 if i in axes else n for i, n in enumerate(whole)]) if keepdims else rows_shape
     if out is None:
