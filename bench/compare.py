@@ -390,8 +390,10 @@ def processor() -> str:
     model = "unknown processor"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+        told = dict(line.replace("\t", "").split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines())
+        model = told.get("model name", model).strip()
+        if "cpu family" in told and "model" in told:
+            model += f" (family {told['cpu family'].strip()}, model {told['model'].strip()})"
     return f"{model}, {os.cpu_count()} cores, {cases.last_level_cache() >> 20} MiB last-level cache"
 
 
@@ -419,6 +421,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--summary", action="store_true", help="leave out the lines of each contender")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the float32 figures, else float64")
+    parser.add_argument("--results", type=Path, metavar="FILE.md", help="write the tables and the machine as a page")
     parser.add_argument("--accuracy", action="store_true", help="answers in telling cases, no speed")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -496,6 +499,10 @@ def main() -> int:
         from plot import draw
 
         draw(record, options.plot)
+    if options.results:
+        from results import write
+
+        write(record, options.results)
     return 0
 
 
