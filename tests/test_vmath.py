@@ -39,9 +39,9 @@ MAX_ULP = {
 MAX_EPS = {
     "kl_term": (3.1, 3.3),
     "kl_term_any": (2.8, 3.0),
-    "kl_fall": (2.8, 2.8),
-    "kl_rise": (6.0, 6.0),
-    "js_shape": (6.0, 6.0),
+    "kl_fall": (3.1, 3.1),
+    "kl_rise": (6.6, 6.6),
+    "js_shape": (5.2, 5.2),
 }
 
 

@@ -417,7 +417,7 @@ VMATH double xlogy_any_f64(double x, double y) {
 
 /* e - 1 + t, for t >= 0 and e = exp(-t).
  *
- * Error: 2.7 eps. 0: +0; the largest number: itself; never negative. */
+ * Error: 2.9 eps, just above 1/2. 0: +0; the largest number: itself; never negative. */
 VMATH float kl_fall_f32(float t, float e) {
     float q = -1.0f / 362880.0f;
     q = FMA_F32(q, t, 1.0f / 40320.0f);
@@ -451,13 +451,13 @@ VMATH double kl_fall_f64(double t, double e) {
 
 /* 1 - e - t e, for t >= 0, e = exp(-t), fall = e - 1 + t, rest = 1 - e.
  *
- * Error: 6.0 eps. 0: +0; the largest number: 1. */
+ * Error: 6.3 eps, just above 1/2. 0: +0; the largest number: 1. */
 VMATH float kl_rise_f32(float t, float e, float fall, float rest) { return t < 0.5f ? t * rest - fall : rest - t * e; }
 VMATH double kl_rise_f64(double t, double e, double fall, double rest) { return t < 0.5 ? t * rest - fall : rest - t * e; }
 
 /* ((1 + e) log(2 / (1 + e)) - t e) / 2, for t >= 0, e = exp(-t), rest = 1 - e.
  *
- * Error: 6.0 eps. 0: +0; the largest number: log(2) / 2; never negative. */
+ * Error: 4.9 eps. 0: +0; the largest number: log(2) / 2; never negative. */
 VMATH float js_shape_f32(float t, float e, float rest) {
     const float sum = 2.0f - rest; /* 1 + e */
     const float u = rest / sum, z = u * u;
