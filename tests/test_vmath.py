@@ -39,9 +39,9 @@ MAX_ULP = {
 MAX_EPS = {
     "kl_term": (3.1, 3.3),
     "kl_term_any": (2.8, 3.0),
-    "kl_fall": (3.1, 3.1),
-    "kl_rise": (6.6, 6.6),
-    "js_shape": (5.2, 5.2),
+    "kl_fall": (3.5, 3.5),
+    "kl_rise": (7.5, 7.5),
+    "js_shape": (7.0, 7.0),
 }
 
 

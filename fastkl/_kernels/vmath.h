@@ -457,7 +457,7 @@ VMATH double kl_rise_f64(double t, double e, double fall, double rest) { return 
 
 /* ((1 + e) log(2 / (1 + e)) - t e) / 2, for t >= 0, e = exp(-t), rest = 1 - e.
  *
- * Error: 4.9 eps. 0: +0; the largest number: log(2) / 2; never negative. */
+ * Error: 5.5 eps. 0: +0; the largest number: log(2) / 2; never negative. */
 VMATH float js_shape_f32(float t, float e, float rest) {
     const float sum = 2.0f - rest; /* 1 + e */
     const float u = rest / sum, z = u * u;
