@@ -39,6 +39,15 @@ cdef inline real absent_q(int op, real like) noexcept nogil:
     return <real>1 if op == CROSS_ENTROPY else smallest_q(like)
 
 
+cdef inline void add_run(double* t, double* t_lo, real s) noexcept nogil:
+    """Add the sum of a run of vectors to a lane's. Where the data is float64 so many additions of equal terms, each rounded
+    the same way, would lose some eps."""
+    if real is float:
+        t[0] += s
+    else:
+        two_sum_add(t, t_lo, s)
+
+
 # The fast loops. Each gives a lane's sum of terms, and 1 in odd where one of its numbers was outside the domain.
 
 cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -48,6 +57,7 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
     that difference is a two-sum: near-equal rows leave far less than its rounding."""
     cdef real s[LANES]
     cdef double t[LANES]
+    cdef double t_lo[LANES]
     cdef double d[LANES]
     cdef double e[LANES]
     cdef double w[LANES]
@@ -59,7 +69,7 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
     cdef const real* x
     cdef const real* y
     for j in range(LANES):
-        t[j] = d[j] = e[j] = w[j] = 0
+        t[j] = t_lo[j] = d[j] = e[j] = w[j] = 0
         odd32[j] = odd64[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
@@ -90,9 +100,9 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
                     w[j] += <double>x[j]
             i += 1
         for j in range(LANES):
-            t[j] += s[j]
+            add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
-        sums[j] = t[j]
+        sums[j] = closed(t[j], t_lo[j])
         differences[j] = d[j]
         differences_lo[j] = e[j]
         masses[j] = w[j]
@@ -107,6 +117,7 @@ cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, cons
     """-p log p."""
     cdef real s[LANES]
     cdef double t[LANES]
+    cdef double t_lo[LANES]
     cdef uint32_t odd32[LANES]
     cdef uint64_t odd64[LANES]
     cdef real zero = 0, high = largest(<real>0)
@@ -114,7 +125,7 @@ cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, cons
     cdef int j
     cdef const real* x
     for j in range(LANES):
-        t[j] = 0
+        t[j] = t_lo[j] = 0
         odd32[j] = odd64[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
@@ -132,9 +143,9 @@ cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, cons
                     odd64[j] |= fk_outside_f64(x[j], x[j], zero, high)
             i += 1
         for j in range(LANES):
-            t[j] += s[j]
+            add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
-        sums[j] = t[j]
+        sums[j] = closed(t[j], t_lo[j])
         if real is float:
             odd[j] = odd32[j] >> 31
         else:
@@ -147,6 +158,7 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
     """-p log q."""
     cdef real s[LANES]
     cdef double t[LANES]
+    cdef double t_lo[LANES]
     cdef uint32_t odd32[LANES]
     cdef uint64_t odd64[LANES]
     cdef real low = smallest_number(<real>0), high = largest(<real>0)
@@ -155,7 +167,7 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
     cdef const real* x
     cdef const real* y
     for j in range(LANES):
-        t[j] = 0
+        t[j] = t_lo[j] = 0
         odd32[j] = odd64[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
@@ -177,9 +189,9 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
                     odd64[j] |= fk_outside_f64(y[j], y[j], low, high) | fk_outside_f64(x[j], x[j], 0, INFINITY)
             i += 1
         for j in range(LANES):
-            t[j] += s[j]
+            add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
-        sums[j] = t[j]
+        sums[j] = closed(t[j], t_lo[j])
         if real is float:
             odd[j] = odd32[j] >> 31
         else:
