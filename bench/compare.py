@@ -393,7 +393,7 @@ def processor() -> str:
         told = dict(line.replace("\t", "").split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines())
         model = told.get("model name", model).strip()
         if "cpu family" in told and "model" in told:
-            model += f" (family {told['cpu family'].strip()}, model {told['model'].strip()})"
+            model += f" (family {told['cpu family'].strip()} model {told['model'].strip()})"
     return f"{model}, {os.cpu_count()} cores, {cases.last_level_cache() >> 20} MiB last-level cache"
 
 
