@@ -342,6 +342,27 @@ def test_tables_that_are_cut_short_or_damaged(tmp_path: Path, write: Any, rng: n
     assert refused
 
 
+@pytest.mark.parametrize("write", [write_ipc, write_stream], ids=lambda write: write.__name__)
+@pytest.mark.parametrize("offset", [-CLASSES, 2**31 - 1, -(2**31), 10**6])
+@pytest.mark.parametrize("row", [0, 1, 299])
+def test_lists_that_begin_elsewhere(tmp_path: Path, write: Any, offset: int, row: int) -> None:
+    """Following such an offset would end the process inside pyarrow: they are checked before."""
+    x, y, r = draw()
+    path = tmp_path / "x.arrow"
+    write(path, table(x, y, r, "list"))
+    whole = bytearray(path.read_bytes())
+    offsets = np.arange(0, 300 * CLASSES, CLASSES, np.int32).tobytes()
+    at, found = whole.find(offsets), 0
+    while at >= 0:
+        whole[at + 4 * row : at + 4 * row + 4] = np.int32(offset).tobytes()
+        at, found = whole.find(offsets, at + 1), found + 1
+    assert found >= 2
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="not a readable Arrow file"):
+        score_files(path, "y", tmp_path / "s.npz", key="logits")
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_archives_and_tensors_that_are_damaged(tmp_path: Path, rng: np.random.Generator) -> None:
     safetensors = pytest.importorskip("safetensors.numpy")
     x, y, _ = draw()

@@ -117,10 +117,13 @@ class Columns:
             return kind.list_size, dtype
         if first is None or not first.num_rows:
             raise InputError(f"{self.path}: has no rows, and its type does not tell the number of classes")
-        return len(first.column(names[0])[0] or ()), dtype
+        row = first.column(names[0]).slice(0, 1)
+        row.validate(full=True)  # pyarrow ends the process where it follows a broken offset
+        return len(row[0] or ()), dtype
 
     def arrays(self, batch: Any, shapes: Mapping[str, tuple[int, Any]], first_row: int) -> dict[str, Array]:
         """Return the numbers of a record batch by role, without a copy where they are lists."""
+        batch.validate(full=True)
         found: dict[str, Array] = {}
         for role, names in self.names.items():
             classes, dtype = shapes[role]
@@ -147,7 +150,6 @@ class Columns:
 
     def _numbers(self, name: str, column: Any, classes: int, first_row: int) -> Array:
         """Return a column of integers, or one of lists of equally many floats as rows of an array."""
-        column.validate(full=True)  # offsets that a broken file has elsewhere are not followed
         self._no_nulls(name, column, 1, first_row)
         if not classes:
             numbers: Array = column.to_numpy(zero_copy_only=False)
@@ -233,10 +235,10 @@ class ArrowSource(Source):
         with refusing(path, "Arrow file"):
             reader = self._reader()
             self._columns = Columns(path, reader.schema, keys)
+            self._names = list(dict.fromkeys(name for names in self._columns.names.values() for name in names))
             first = next(self._read(), None)
             heads = {role: self._columns.head(role, first) for role in keys}
-            names = [name for names in self._columns.names.values() for name in names]
-            if first is None or all(self._lies_in_file(first.column(name)) for name in names):
+            if first is None or all(map(self._lies_in_file, first.columns)):
                 # Only the batches' descriptions are read here, and kept.
                 self._batches = list(self._read())
                 rows = sum(map(len, self._batches))
@@ -256,9 +258,11 @@ class ArrowSource(Source):
 
     def _read(self) -> Iterator[Any]:
         reader = self._reader()
-        if isinstance(reader, pa.ipc.RecordBatchFileReader):
-            return (reader.get_batch(i) for i in range(reader.num_record_batches))
-        return iter(reader)
+        whole = isinstance(reader, pa.ipc.RecordBatchFileReader)
+        for batch in (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else reader:
+            used = batch.select(self._names)
+            used.validate()  # columns shorter than they say must not be cut into slices
+            yield used
 
     def _lies_in_file(self, column: Any) -> bool:
         first = self._whole.address
