@@ -202,13 +202,13 @@ def ignored_label(ignore_index: int | None, labels: Array) -> int | None:
     return index % 2**64 if limits.min <= index <= limits.max else None
 
 
-def raise_bad_label(row: int, bits: int, labels: Array, classes: int) -> None:
-    """Name the first label out of range, by the value that was read."""
+def raise_bad_label(row: int, bits: int, labels: Array, classes: int, origin: Sequence[int] = ()) -> None:
+    """Name the first label out of range, by the value that was read; `origin` is where `labels` begin in a whole."""
     value = bits if labels.dtype.kind == "u" or bits < 2**63 else bits - 2**64
-    place = f"row {row}" if labels.ndim == 1 else f"row {tuple(int(i) for i in np.unravel_index(row, labels.shape))}"
-    if labels.ndim == 0:
-        place = "the only row"
-    raise IndexError(f"label {value} in {place} is out of range for {classes} classes")
+    index = np.unravel_index(row, labels.shape)
+    place = tuple(int(i) + first for i, first in zip(index, origin or (0,) * labels.ndim, strict=True))
+    named = "the only row" if not place else f"row {place[0] if len(place) == 1 else place}"
+    raise IndexError(f"label {value} in {named} is out of range for {classes} classes")
 
 
 def choice(value: Any, name: str, taken: Sequence[str]) -> str:

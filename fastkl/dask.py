@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -814,16 +813,11 @@ def _check_labels(
     labels: Array, classes: int, ignore_index: int | None, axes: tuple[int, ...], block_info: Any
 ) -> None:
     """Raise for a label that is out of range, naming its row in the whole array, not in the block."""
-    bad, _ = _kernels.active.check_labels(labels, classes, _args.ignored_label(ignore_index, labels))
-    if bad < 0:
-        return
-    label = labels.reshape(-1)[bad]
-    place = [int(i) for i in np.unravel_index(bad, labels.shape)]
-    if block_info:
-        starts = [start for i, (start, _) in enumerate(block_info[0]["array-location"]) if i not in axes]
-        place = list(map(operator.add, place, starts))
-    row = "the only row" if not place else f"row {place[0] if len(place) == 1 else tuple(place)}"
-    raise IndexError(f"label {label} in {row} is out of range for {classes} classes")
+    bad, bits = _kernels.active.check_labels(labels, classes, _args.ignored_label(ignore_index, labels))
+    if bad >= 0:
+        places = block_info[0]["array-location"] if block_info else ()
+        origin = [start for i, (start, _) in enumerate(places) if i not in axes]
+        _args.raise_bad_label(bad, bits, labels, classes, origin)
 
 
 def _scores_of_rows(
@@ -921,12 +915,16 @@ def _merge_sums(value: Array) -> Any:
 # log-sum-exp for m.) Not 1 + r, which would forget a small r; not the log-sum-exp, which would round m.
 
 
+def _without(x: Array, mask: Array) -> Array:
+    """Logits, -inf where the mask is false; integers become float64."""
+    return np.where(mask, x, x.dtype.type(-np.inf) if x.dtype.kind not in "iub" else -np.inf)
+
+
 def _exponentials(
     *lasts: Array, masked: bool, n_threads: int | None, place: Any, entropies: bool = False
 ) -> Sequence[Array]:
     (x,), mask = _split(lasts, masked)
-    if mask is not None:
-        x = np.where(mask, x, x.dtype.type(-np.inf) if x.dtype.kind not in "iub" else -np.inf)
+    x = x if mask is None else _without(x, mask)
     shape = x.shape[:-1]
     if not x.shape[-1]:
         return [np.full(shape, -np.inf), *[np.zeros(shape)] * (1 + entropies)]
@@ -996,8 +994,7 @@ def _all_but_the_label(
     labels = others[-1][..., 0]
     block_info, axes = place
     _check_labels(labels, classes, ignore_index, axes, block_info)
-    if masked:
-        x = np.where(others[0], x, x.dtype.type(-np.inf) if x.dtype.kind not in "iub" else -np.inf)
+    x = _without(x, others[0]) if masked else x
     first = block_info[0]["array-location"][axes[0]][0] if block_info else 0
     m, r = _exponentials(x, masked=False, n_threads=n_threads, place=place)
     at = labels.astype(np.int64) - first

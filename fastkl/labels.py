@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike
 
 from . import _args, _kernels
 from ._args import FLOAT64, Array
-from ._exact import ExactSum
 from ._threads import threads_for
 
 # Rows whose losses are held at a time where only their sum is asked for: 512 KiB of float64.
@@ -112,6 +111,8 @@ def softmax_cross_entropy(
     if reduction != "none":
         if out is not None:
             raise ValueError(f"out is for one loss per row; reduction={reduction!r} gives a single number")
+        from ._exact import ExactSum  # here: import fastkl need not wait for it
+
         total, kept = ExactSum(), 0
         losses = np.empty(min(_SLAB, classes_of.size), FLOAT64)
         for first in range(0, classes_of.size, _SLAB):

@@ -78,10 +78,8 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
         while i < stop:
             x = vector_at(p, i, p_patch, at)
             y = vector_at(q, i, q_patch, at)
-            if p_next != NULL:
-                fk_prefetch(p_next + i * LANES * sizeof(real), LANES * sizeof(real))
-            if q_next != NULL:
-                fk_prefetch(q_next + i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(q_next, i * LANES * sizeof(real), LANES * sizeof(real))
             for j in range(LANES):
                 s[j] += kl_term(x[j], y[j])
                 if real is float:
@@ -133,8 +131,7 @@ cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, cons
             s[j] = 0
         while i < stop:
             x = vector_at(p, i, patch, at)
-            if p_next != NULL:
-                fk_prefetch(p_next + i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(x[j])
                 if real is float:
@@ -176,10 +173,8 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
         while i < stop:
             x = vector_at(p, i, p_patch, at)
             y = vector_at(q, i, q_patch, at)
-            if p_next != NULL:
-                fk_prefetch(p_next + i * LANES * sizeof(real), LANES * sizeof(real))
-            if q_next != NULL:
-                fk_prefetch(q_next + i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(q_next, i * LANES * sizeof(real), LANES * sizeof(real))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(y[j])
                 # p >= 0 and low <= q <= high

@@ -99,6 +99,22 @@ cdef inline Py_ssize_t side_rows(size_t itemsize) noexcept nogil:
     return 64 // itemsize
 
 
+cdef inline Py_ssize_t mapped_rows(const Plan* plan, size_t itemsize) noexcept nogil:
+    """Rows whose results per element are made together: one where it is read and stored in place."""
+    return 1 if is_direct(plan) and plan.out.direct else side_rows(itemsize)
+
+
+cdef inline Py_ssize_t bytes_ahead(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t stop,
+                                   Py_ssize_t n, size_t itemsize) noexcept nogil:
+    """How far ahead of n classes, which end before `stop` and are read in place, lies what is read after them: the row's
+    next block, or, as a row of one block is read twice (for the maximum and the sum), the next tile's; 0 for nothing."""
+    if stop < plan.classes:
+        return n * <Py_ssize_t>itemsize
+    if plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
+        return rows * a.outer[0]
+    return 0
+
+
 cdef inline bint is_direct(const Plan* plan) noexcept nogil:
     return not plan.has_mask and plan.operand[0].direct and (plan.operands < 2 or plan.operand[1].direct)
 
@@ -122,7 +138,7 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
     cdef bint direct = is_direct(plan)
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
     cdef real* spare = scratch + (0 if direct else plan.operands * group * SPAN)
-    cdef Py_ssize_t ahead
+    cdef Py_ssize_t ahead, q_ahead
     cdef const char* p_next
     cdef const char* q_next
     cdef char* target
@@ -141,17 +157,15 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
             else:
                 p[i] = scratch + i * SPAN
                 q[i] = scratch + (group + i) * SPAN
-        # What comes next is prefetched meanwhile: the row's next block, or, as a row of one block is read twice (for the
-        # maximum and the sum), the next tile's.
-        ahead = 0
-        if direct and first + n < plan.classes:
-            ahead = n * <Py_ssize_t>sizeof(real)
-        elif direct and plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
-            ahead = rows * plan.operand[0].outer[0]
+        ahead = q_ahead = 0
+        if direct:
+            ahead = bytes_ahead(plan, &plan.operand[0], row, rows, first + n, n, sizeof(real))
+            if plan.operands > 1:
+                q_ahead = bytes_ahead(plan, &plan.operand[1], row, rows, first + n, n, sizeof(real))
         if plan.op >= ENTROPY:
             for i in range(rows):
                 p_next = <const char*>p[i] + ahead if ahead != 0 else NULL
-                q_next = <const char*>q[i] + ahead if ahead != 0 else NULL
+                q_next = <const char*>q[i] + q_ahead if q_ahead != 0 else NULL
                 divergence_block[real](plan.op, p[i], q[i], n, p_next, q_next, &states[i])
         elif plan.op == WEIGHTED_LOGSUMEXP:
             for i in range(rows):
@@ -211,7 +225,7 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     cdef Py_ssize_t i = 0, k, n, start, stop
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
     if plan.op == SOFTMAX and plan.classes <= CHUNK:
-        group = 1 if is_direct(plan) and plan.out.direct else side_rows(sizeof(real))
+        group = mapped_rows(plan, sizeof(real))
         while i < rows:
             n = group if i + group < rows else rows - i
             softmax_of_rows[real](plan, row + i, n, scratch)
@@ -242,7 +256,7 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
 cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* scratch) noexcept nogil:
     """From sums to results: numbers per row, or the second pass over the rows."""
     cdef double k[TILE]
-    cdef Py_ssize_t i = 0, n, group = 1 if is_direct(plan) and plan.out.direct else side_rows(sizeof(real))
+    cdef Py_ssize_t i = 0, n, group = mapped_rows(plan, sizeof(real))
     if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
         finish_rows[real](plan, row, rows, a, scratch)
         return

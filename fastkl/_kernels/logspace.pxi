@@ -46,10 +46,8 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
         v1 = vector_at(x, i + 1, patch, at)
         v2 = vector_at(x, i + 2, patch, at)
         v3 = vector_at(x, i + 3, patch, at)
-        if next != NULL:
-            fk_prefetch(next + i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        if target != NULL:
-            fk_prefetch_write(target + i * LANES * sizeof(real), RUN * LANES * sizeof(real))
+        fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
+        fk_prefetch_write(target, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
         for j in range(LANES):
             s[j] = (exp_up(v0[j] - m[j]) + exp_up(v1[j] - m[j])) + (exp_up(v2[j] - m[j]) + exp_up(v3[j] - m[j]))
             top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
@@ -58,8 +56,7 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, cons
         i += RUN
     while i < count:
         v0 = vector_at(x, i, patch, at)
-        if next != NULL:
-            fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
+        fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
         for j in range(LANES):
             s[j] = exp_up(v0[j] - m[j])
             top[j] = larger(v0[j], top[j])
@@ -103,8 +100,7 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, c
         v1 = vector_at(x, i + 1, patch, at)
         v2 = vector_at(x, i + 2, patch, at)
         v3 = vector_at(x, i + 3, patch, at)
-        if next != NULL:
-            fk_prefetch(next + i * LANES * sizeof(real), RUN * LANES * sizeof(real))
+        fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
         for j in range(LANES):
             e0 = exp_up(v0[j] - m[j])
             e1 = exp_up(v1[j] - m[j])
@@ -120,8 +116,7 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, c
         i += RUN
     while i < count:
         v0 = vector_at(x, i, patch, at)
-        if next != NULL:
-            fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
+        fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
         for j in range(LANES):
             s[j] = exp_up(v0[j] - m[j])
             u[j] = fall(m[j], v0[j]) * s[j]
@@ -162,10 +157,8 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
             s[j] = u[j] = 0
         while i < stop:
             v = x + i * LANES
-            if next != NULL:
-                fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
-            if target != NULL:
-                fk_prefetch_write(target + i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch_write(target, i * LANES * sizeof(real), LANES * sizeof(real))
             if moments:
                 for j in range(LANES):
                     e = exp_up(v[j] - m[j])
@@ -508,10 +501,8 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real*
     while i + RUN * LANES <= n:
         v = x + i
         w = out + i
-        if next != NULL:
-            fk_prefetch(next + i * sizeof(real), RUN * LANES * sizeof(real))
-        if target != NULL:
-            fk_prefetch_write(target + i * sizeof(real), RUN * LANES * sizeof(real))
+        fk_prefetch(next, i * sizeof(real), RUN * LANES * sizeof(real))
+        fk_prefetch_write(target, i * sizeof(real), RUN * LANES * sizeof(real))
         for j in range(LANES):
             e0[j] = exp_up(v[j] - m[j])
             e1[j] = exp_up(v[LANES + j] - m[j])
@@ -530,10 +521,8 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real*
             else:
                 two_sum_add(&t[j], &t_lo[j], a[j] + b[j])
         i += RUN * LANES
-    if next != NULL and i < n:
-        fk_prefetch(next + i * sizeof(real), (n - i) * sizeof(real))
-    if target != NULL and i < n:
-        fk_prefetch_write(target + i * sizeof(real), (n - i) * sizeof(real))
+    fk_prefetch(next, i * sizeof(real), (n - i) * sizeof(real))
+    fk_prefetch_write(target, i * sizeof(real), (n - i) * sizeof(real))
     while i < n:
         v = x + i
         w = out + i

@@ -15,7 +15,6 @@
 #endif
 
 #define FK_INLINE static inline __attribute__((always_inline))
-#define FK_LANES 64
 #define FK_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
 #define FK_FAR 512 /* elements: stretches so far apart lie on pages of their own */
 
@@ -272,16 +271,17 @@ FK_INLINE void fk_stream_end(void) {
 #endif
 }
 
-/* Bring some lines into the second-level cache. A few at a time: a burst would hold up the loads behind it. */
-FK_INLINE void fk_prefetch(const void *start, ptrdiff_t bytes) {
-    const char *p = (const char *)start, *end = p + bytes;
-    for (; p < end; p += 64) FK_PREFETCH_L2(p);
+/* Bring the lines of some bytes, `at` bytes from a start, into the second-level cache; nothing where the start is NULL. A
+   few at a time: a burst would hold up the loads behind it. */
+FK_INLINE void fk_prefetch(const char *start, ptrdiff_t at, ptrdiff_t bytes) {
+    ptrdiff_t i;
+    for (i = 0; start && i < bytes; i += 64) FK_PREFETCH_L2(start + at + i);
 }
 
 /* The same for lines that are about to be stored to. */
-FK_INLINE void fk_prefetch_write(void *start, ptrdiff_t bytes) {
-    char *p = (char *)start, *end = p + bytes;
-    for (; p < end; p += 64) __builtin_prefetch(p, 1, 2);
+FK_INLINE void fk_prefetch_write(char *start, ptrdiff_t at, ptrdiff_t bytes) {
+    ptrdiff_t i;
+    for (i = 0; start && i < bytes; i += 64) __builtin_prefetch(start + at + i, 1, 2);
 }
 
 /* ---- the process's floating-point state --------------------------------------------------------------------------

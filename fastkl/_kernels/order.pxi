@@ -30,8 +30,7 @@ cdef loop order_lanes(const real* x, Py_ssize_t count, const real* patch, const 
         greater[j] = odd[j] = 0
     for i in range(count):
         v = vector_at(x, i, patch, at)
-        if next != NULL:
-            fk_prefetch(next + i * LANES * sizeof(real), LANES * sizeof(real))
+        fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
         for j in range(LANES):
             low = v[j] if v[j] < top[j] else top[j]
             second[j] = low if low > second[j] else second[j]

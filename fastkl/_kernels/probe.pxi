@@ -70,7 +70,7 @@ def vmath(str name, *arrays):
 
 
 cdef uint64_t read_all(const uint64_t* x, Py_ssize_t n) noexcept nogil:
-    """Read n words, 64 lanes at a time, and do nothing with them that takes time."""
+    """Read n words, a vector of lanes at a time, and do nothing with them that takes time."""
     cdef uint64_t t[LANES]
     cdef uint64_t total = 0
     cdef Py_ssize_t i

@@ -300,10 +300,8 @@ cdef void scan_operand(const Score* sc, int which, Py_ssize_t row, Py_ssize_t ro
                 size = BLOCK if first + BLOCK < stop else stop - first
                 load_block(sc, which, row + i, n, first, size, scratch, scratch + group * SPAN, x, given)
                 ahead = 0
-                if place and first + size < plan.classes:
-                    ahead = size * <Py_ssize_t>sizeof(real)
-                elif place and plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
-                    ahead = rows * plan.operand[which].outer[0]
+                if place:
+                    ahead = bytes_ahead(plan, &plan.operand[which], row, rows, first + size, size, sizeof(real))
                 for k in range(n):
                     opens = first == start and full != NULL
                     if o != NULL:

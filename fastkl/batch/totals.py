@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastkl._exact import ExactSum
+from fastkl._exact import ExactSum, Values
 from fastkl._kernels import count
 
 Floats = npt.NDArray[np.float64]
-Values = npt.NDArray[np.float32] | Floats
 Ints = npt.NDArray[np.int64]
 
 #: Rows that are counted at a time: what is computed for them stays in the cache.
