@@ -6,6 +6,9 @@ the caches); the median of each is compared. Several copies of the arrays are wa
 finds its input in cache. The machine's limit, reading every input byte and writing every output byte once, takes its
 turn among the contenders as well.
 
+``--modes`` asks for other circumstances: ``cached`` arrays that stay in the second-level cache; calls ``spaced`` by 20
+ms of sleep, which finds threads asleep; and beside a busy ``neighbour``, a process that reads memory without end.
+
 ``--accuracy`` prints what every contender answers in a handful of telling cases, beside the exact value.
 """
 
@@ -13,16 +16,20 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import random
+import subprocess
 import sys
 import timeit
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter, process_time, sleep
 from typing import Any
 
 import bars
@@ -58,6 +65,15 @@ def hold_to_threads(threads: int) -> None:
     os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
+#: The circumstances of a call; the first is that of the bars.
+MODES = ("stream", "cached", "spaced", "neighbour")
+#: Sleep before each spaced call.
+SPACING_SECONDS = 0.02
+#: Bytes of each array where all of them are to stay in a second-level cache.
+CACHED_BYTES = 128 << 10
+#: What a busy neighbour does.
+NEIGHBOUR = "import numpy as np; x = np.ones(1 << 25)\nwhile True: x.sum()"
+
 #: Contenders slower than this take every third turn only.
 SLOW_SECONDS = 0.04
 #: The answers are checked on this many elements, and at least one row.
@@ -79,15 +95,18 @@ class Contender:
     seconds: list[float] = field(default_factory=list)
     slow: bool = False
     processor_time: bool = False
+    spaced: bool = False
     interrupted: int = 0
 
     def take_turn(self, copy: int) -> None:
-        """Time one call, as in a stream of them.
+        """Time one call, as in a stream of them, or after a while of sleep.
 
-        A call on another copy comes first: the contender before has driven this one's code out of the caches, and
-        that costs a library with much Python around its kernel more than one with little.
+        In a stream a call on another copy comes first: the contender before has driven this one's code out of the
+        caches, and that costs a library with much Python around its kernel more than one with little.
         """
-        if not self.slow:
+        if self.spaced:
+            sleep(SPACING_SECONDS)
+        elif not self.slow:
             self.calls[(copy + 1) % len(self.calls)]()
         call = self.calls[copy % len(self.calls)]
         start, busy = perf_counter(), process_time()
@@ -118,6 +137,7 @@ class Case:
     """One operation, type and shape: the timings, and what of it matters for the bars."""
 
     op: str
+    mode: str
     dtype: str
     rows: int
     classes: int
@@ -157,6 +177,8 @@ class Case:
             fastest = min(rest, key=lambda t: t.ms)
             self.fastest, self.ratio = fastest.name, fastest.ms / self.ours.ms
         self.share = self.floor_ms / self.ours.ms
+        if self.mode != MODES[0]:
+            return
         if threads == 1:
             self.ratio_bar = bars.ratio_bar(self.op, self.dtype, self.classes)
         self.share_bar = bars.floor_bar(self.op, self.dtype, self.classes, threads >= (os.cpu_count() or 1))
@@ -235,8 +257,30 @@ def rotate(contenders: list[Contender], rounds: int, seconds: float) -> None:
         gc.enable()
 
 
+def cached_shape(shape: tuple[int, int], dtype: str) -> tuple[int, int]:
+    """Return as many rows, or else classes, as keep an array of this type in the second-level cache."""
+    rows, classes = shape
+    elements = CACHED_BYTES // np.dtype(dtype).itemsize
+    return max(1, min(rows, elements // classes)), min(classes, elements)
+
+
+@contextmanager
+def busy_neighbour(wanted: bool) -> Iterator[None]:
+    """Have a process beside this one, free to run on the same cores, that reads 256 MiB over and over."""
+    neighbour = subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) if wanted else None
+    try:
+        if neighbour is not None:
+            sleep(1)  # until it has started
+        yield
+    finally:
+        if neighbour is not None:
+            neighbour.kill()
+            neighbour.wait()
+
+
 def run_case(
     op: Operation,
+    mode: str,
     dtype: str,
     shape: tuple[int, int],
     party: list[peers.Peer],
@@ -259,6 +303,7 @@ def run_case(
     floor = Contender("floor", "", [floor_call(c) for c in copies])
     for contender in (*contenders, floor):
         contender.processor_time = options.clock == "cpu"
+        contender.spaced = mode == "spaced"
     rotate([*contenders, floor], options.rounds, options.seconds)
     rows, classes = shape
     moved = op.bytes_moved(rows, classes, np.dtype(dtype).itemsize)
@@ -283,18 +328,18 @@ def run_case(
             )
         )
     turns, interrupted = sum(len(c.seconds) for c in contenders), sum(c.interrupted for c in contenders)
-    case = Case(op.id, dtype, rows, classes, moved, floor_ms, timings, absent, turns, interrupted)
+    case = Case(op.id, mode, dtype, rows, classes, moved, floor_ms, timings, absent, turns, interrupted)
     case.judge(options.threads)
     return case
 
 
 def print_timings(results: list[Case]) -> None:
     """Print every contender's line."""
-    for dtype in dict.fromkeys(c.dtype for c in results):
-        print(f"\n{dtype}: all contenders ('times' is their time over ours, 'limit' the share of the machine's limit)")
+    for mode, dtype in dict.fromkeys((c.mode, c.dtype) for c in results):
+        print(f"\n{mode}, {dtype}: all contenders ('times' is their time over ours, 'limit' the share of the limit)")
         head = f"{'op':25}{'shape':14}{'contender':30}{'ms':>9}{'ns/elem':>9}{'GB/s':>7}{'times':>8}{'limit':>7}"
         print(head + f"{'error':>10}")
-        for case in (c for c in results if c.dtype == dtype):
+        for case in (c for c in results if (c.mode, c.dtype) == (mode, dtype)):
             for i, t in enumerate(sorted(case.timings, key=lambda t: t.ms)):
                 label = f"{case.op:25}{case.shape:14}" if i == 0 else " " * 39
                 name = f"{t.name} ({t.form.replace('_', ' ')})" if t.form else t.name
@@ -308,11 +353,11 @@ def print_timings(results: list[Case]) -> None:
 
 def print_summary(results: list[Case]) -> None:
     """Print one line for each case, and the count of bars that are reached."""
-    for dtype in dict.fromkeys(c.dtype for c in results):
-        print(f"\n{dtype}: ours beside the fastest peer ('limit' is the share of the machine's limit)")
+    for mode, dtype in dict.fromkeys((c.mode, c.dtype) for c in results):
+        print(f"\n{mode}, {dtype}: ours beside the fastest peer ('limit' is the share of the machine's limit)")
         head = f"{'op':25}{'shape':14}{'ms':>9}{'ns/elem':>9}  {'fastest peer':15}{'ms':>9}{'ratio':>7}{'bar':>5}"
         print(head + f"{'limit':>7}{'bar':>6}  verdict")
-        for case in (c for c in results if c.dtype == dtype):
+        for case in (c for c in results if (c.mode, c.dtype) == (mode, dtype)):
             peer_ms = f"{case.ratio * case.ours.ms:9.3f}" if case.fastest else f"{'-':>9}"
             failures = case.failures()
             judged = case.ratio_bar or case.share_bar or case.apart
@@ -407,7 +452,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES))
     names = [p.name for p in peers.PEERS]
     parser.add_argument("--peers", nargs="+", choices=names, default=[], metavar="PEER", help=", ".join(names))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=[MODES[0]], help=f"default {MODES[0]}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--threads", default="1", metavar="N", help="a number, or all (default 1)")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -433,7 +480,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         valid = all(len(s) == 2 and min(s) > 0 for s in options.shapes)
     except ValueError:
         valid = False
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    options.threads = cores if options.threads == "all" else int(options.threads) if options.threads.isdigit() else 0
     if ENVIRONMENT_SET not in os.environ and options.threads > cores:
         parser.error(f"this process may run on {cores} cores only")
     if options.clock == "cpu" and options.threads != 1:
@@ -464,18 +511,20 @@ def main() -> int:
     stream = Stream(options.threads, options.clock == "cpu")
     print(stream.text())
     results = []
-    for dtype in options.dtypes:
-        for shape in options.shapes:
-            rng = np.random.default_rng(seed)
-            copies = [cases.make_inputs(shape, dtype, rng) for _ in range(cases.copies_needed(shape, dtype))]
-            scratch = [cases.aligned(shape, dtype) for _ in range(2)]
-            print(f"{dtype} {cases.shape_name(shape)}: {len(copies)} copies of the inputs in rotation", file=sys.stderr)
+    for mode, dtype, asked in itertools.product(options.modes, options.dtypes, options.shapes):
+        shape = cached_shape(asked, dtype) if mode == "cached" else asked
+        rng = np.random.default_rng(seed)
+        count = 1 if mode == "cached" else cases.copies_needed(shape, dtype)
+        copies = [cases.make_inputs(shape, dtype, rng) for _ in range(count)]
+        scratch = [cases.aligned(shape, dtype) for _ in range(2)]
+        print(f"{mode} {dtype} {cases.shape_name(shape)}: {count} copies of the inputs in rotation", file=sys.stderr)
+        with busy_neighbour(mode == "neighbour"):
             for name in options.ops:
                 op = cases.operation(name)
-                results.append(run_case(op, dtype, shape, party, copies, scratch, stream, options))
-            del copies, scratch
+                results.append(run_case(op, mode, dtype, shape, party, copies, scratch, stream, options))
+        del copies, scratch
     order = {name: i for i, name in enumerate(options.ops)}
-    results.sort(key=lambda c: (options.dtypes.index(c.dtype), order[c.op]))
+    results.sort(key=lambda c: (options.modes.index(c.mode), options.dtypes.index(c.dtype), order[c.op]))
     if not options.summary:
         print_timings(results)
     print_summary(results)

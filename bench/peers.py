@@ -58,14 +58,13 @@ class Peer:
 
 
 class FastKL(Peer):
-    """Ours, through its public functions."""
+    """Ours, through its public functions; like its peers it finds the limit of threads in the environment."""
 
     name = "fastkl"
     distribution = "fastkl"
 
     def load(self, threads: int) -> None:
         self.library = importlib.import_module("fastkl")
-        self.threads = threads
 
     def version(self) -> str:
         return str(self.library.build_info()["version"])
@@ -75,7 +74,7 @@ class FastKL(Peer):
 
         def call(*arrays: np.ndarray) -> Any:
             operands, out = arrays[: len(op.operands)], arrays[len(op.operands)]
-            return function(*operands, out=out, n_threads=self.threads, **op.keywords)
+            return function(*operands, out=out, **op.keywords)
 
         return {"": call}
 

@@ -26,10 +26,11 @@ SHORT = {"1000000x10": "1M x 10", "100000x100": "100k x 100", "10000x1000": "10k
 
 
 def draw(record: dict[str, Any], file: Path) -> None:
-    """Draw the float32 cases of a run, or those of its only type, into a PNG file."""
+    """Draw the float32 cases of a run's first mode, or those of its only type, into a PNG file."""
     dtypes = {c["dtype"] for c in record["cases"]}
     dtype = "float32" if "float32" in dtypes else dtypes.pop()
-    chosen = [c for c in record["cases"] if c["dtype"] == dtype]
+    mode = record["cases"][0]["mode"]
+    chosen = [c for c in record["cases"] if (c["mode"], c["dtype"]) == (mode, dtype)]
     ops = list(dict.fromkeys(c["op"] for c in chosen))
     columns = 2 if len(ops) > 1 else 1
     lines = -(-len(ops) // columns)

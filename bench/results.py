@@ -10,6 +10,13 @@ HEAD = (
     "|---|---|---|---|---|---|---|---|---|---|",
 )
 
+CIRCUMSTANCES = {
+    "stream": "Calls back to back, arrays out of memory",
+    "cached": "Calls back to back, arrays in the second-level cache",
+    "spaced": "A call every 20 ms, arrays out of memory",
+    "neighbour": "Calls back to back beside a busy process, arrays out of memory",
+}
+
 
 def write(record: dict[str, Any], file: Path) -> None:
     """Write the machine, what ran, and a table for each type; what `NOTES.md` beside the file holds comes last."""
@@ -24,9 +31,9 @@ def write(record: dict[str, Any], file: Path) -> None:
         f"{record['write_gb_per_s']:.1f} (non-temporal stores); the limit reads and writes every byte once at that "
         f"rate. A ratio is the fastest peer's time over ours, so below 1 the peer is faster. Peers: {versions}.",
     ]
-    for dtype in dict.fromkeys(case["dtype"] for case in record["cases"]):
-        lines += ["", f"## {dtype}", "", *HEAD]
-        for case in (c for c in record["cases"] if c["dtype"] == dtype):
+    for mode, dtype in dict.fromkeys((case["mode"], case["dtype"]) for case in record["cases"]):
+        lines += ["", f"## {CIRCUMSTANCES[mode]}, {dtype}", "", *HEAD]
+        for case in (c for c in record["cases"] if (c["mode"], c["dtype"]) == (mode, dtype)):
             ours = next(t for t in case["timings"] if t["name"] == "fastkl")
             peer = ["-", "", ""]
             if case["fastest"]:
