@@ -22,6 +22,13 @@ hypothesis.settings.register_profile("fastkl", deadline=None, derandomize=False,
 hypothesis.settings.load_profile("fastkl")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run on every tier by themselves: a run under another FASTKL_TIER need not repeat them."""
+    for item in items:
+        if "tier" in getattr(item, "fixturenames", ()):
+            item.add_marker("tiers")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how to repeat this run."""
     terminalreporter.write_line(f"drawn with FASTKL_TEST_SEED={SEED}")
