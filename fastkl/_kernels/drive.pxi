@@ -89,19 +89,20 @@ cdef inline void start_state(State* st) noexcept nogil:
 
 cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept nogil:
     """Rows scanned together: a tile where they are read in place and are one block; else, where they are not read in
-    place, as many as have neighbouring elements in a cache line."""
+    place, as many as lie side by side in two cache lines."""
     if is_direct(plan):
         return TILE if plan.classes <= BLOCK else 1
-    return side_rows(itemsize)
+    return side_rows(plan, itemsize)
 
 
-cdef inline Py_ssize_t side_rows(size_t itemsize) noexcept nogil:
-    return 64 // itemsize
+cdef inline Py_ssize_t side_rows(const Plan* plan, size_t itemsize) noexcept nogil:
+    """Two lines' worth, less of two operands: a block of each such row, in a thread's scratch, stays below 1 MiB."""
+    return (128 if plan.operands == 1 else 96) // itemsize
 
 
 cdef inline Py_ssize_t mapped_rows(const Plan* plan, size_t itemsize) noexcept nogil:
     """Rows whose results per element are made together: one where it is read and stored in place."""
-    return 1 if is_direct(plan) and plan.out.direct else side_rows(itemsize)
+    return 1 if is_direct(plan) and plan.out.direct else side_rows(plan, itemsize)
 
 
 cdef inline Py_ssize_t bytes_ahead(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t stop,
@@ -271,7 +272,7 @@ cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scr
     """Rows of at most CHUNK classes, from their array to their result: one where both are read and stored in place, else
     as many as are scanned together. Exponentials are kept in the output; where that is not contiguous, and they are more
     than a block, they are computed twice, to the same bits."""
-    cdef SoftmaxRow r[16]
+    cdef SoftmaxRow r[32]           # mapped_rows of the smaller type
     cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, i
     cdef bint direct = is_direct(plan), kept = plan.out.direct
     cdef real* e
@@ -455,10 +456,10 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
         size = 1 if size < 1 else (TILE if size > TILE else size)
         stride = 0
         if not is_direct(plan):
-            size = size if size > side_rows(sizeof(real)) else side_rows(sizeof(real))
-            stride = plan.operands * side_rows(sizeof(real)) * SPAN     # as scan_rows lays it
+            size = size if size > side_rows(plan, sizeof(real)) else side_rows(plan, sizeof(real))
+            stride = plan.operands * side_rows(plan, sizeof(real)) * SPAN     # as scan_rows lays it
         if maps and not plan.out.direct:
-            stride = side_rows(sizeof(real)) * SPAN
+            stride = side_rows(plan, sizeof(real)) * SPAN
         elif maps or plan.op == WEIGHTED_LOGSUMEXP:
             stride += SPAN
     stride += 64 - stride % 64

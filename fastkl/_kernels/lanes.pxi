@@ -48,6 +48,10 @@ cdef extern from "memory.h" nogil:
                           Py_ssize_t nj)
     void fk_transpose_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
                           Py_ssize_t nj)
+    void fk_spread_f32(float* dst, Py_ssize_t dstride, const float* src, Py_ssize_t sstride, Py_ssize_t ni,
+                       Py_ssize_t nj)
+    void fk_spread_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
+                       Py_ssize_t nj)
     void fk_copy_lanes_f32(float* dst, Py_ssize_t dstride, const float* src, Py_ssize_t sstride, Py_ssize_t ni,
                            Py_ssize_t nj)
     void fk_copy_lanes_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,

@@ -16,7 +16,7 @@
 
 #define FK_INLINE static inline __attribute__((always_inline))
 #define FK_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
-#define FK_FAR 512 /* elements: stretches so far apart lie on pages of their own */
+#define FK_LINE 64 /* bytes */
 
 /* Storage types, in the order of fastkl._args.STORAGE. */
 enum {
@@ -184,27 +184,46 @@ FK_INLINE void fk_square_f64(double *dst, ptrdiff_t dstride, const double *src, 
 }
 
 /* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
-   overlaps its neighbour and writes the same numbers again. Where the source's stretches lie far apart, those of a few
-   squares further on are prefetched: the hardware does not see that pattern. */
-#define FK_DEFINE_TRANSPOSE(NAME, REAL, SIDE, SQUARE)                                                \
-    static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni, \
-                     ptrdiff_t nj) {                                                                 \
-        ptrdiff_t i, j, k;                                                                           \
-        if (ni < SIDE || nj < SIDE) {                                                                \
-            for (j = 0; j < nj; j++)                                                                 \
-                for (i = 0; i < ni; i++) dst[j * dstride + i] = src[i * sstride + j];                \
-            return;                                                                                  \
-        }                                                                                            \
-        for (i = 0; i < ni; i = i + 2 * SIDE <= ni || i + SIDE == ni ? i + SIDE : ni - SIDE) {       \
-            for (k = i; sstride >= FK_FAR && k < i + SIDE; k++)                                      \
-                FK_PREFETCH_L2(src + (k + 6 * SIDE) * sstride);                                      \
-            for (j = 0; j < nj; j = j + 2 * SIDE <= nj || j + SIDE == nj ? j + SIDE : nj - SIDE)     \
-                SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);              \
-        }                                                                                            \
+   overlaps its neighbour and writes the same numbers again. transpose reads one stretch of the source after the other,
+   spread writes one stretch of the target after the other; where there are gaps between those, the ones a few squares
+   further on are prefetched, every line of them: the hardware does not see that pattern. */
+#define FK_STEP(i, n, SIDE) ((i) + 2 * (SIDE) <= (n) || (i) + (SIDE) == (n) ? (i) + (SIDE) : (n) - (SIDE))
+#define FK_DEFINE_TRANSPOSE(TRANSPOSE, SPREAD, REAL, SIDE, SQUARE)                                                \
+    static int SQUARE##_fits(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni,      \
+                             ptrdiff_t nj) {                                                                      \
+        ptrdiff_t i, j;                                                                                           \
+        if (ni >= SIDE && nj >= SIDE) return 1;                                                                   \
+        for (j = 0; j < nj; j++)                                                                                  \
+            for (i = 0; i < ni; i++) dst[j * dstride + i] = src[i * sstride + j];                                 \
+        return 0;                                                                                                 \
+    }                                                                                                             \
+    static void TRANSPOSE(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni,         \
+                          ptrdiff_t nj) {                                                                         \
+        ptrdiff_t i, j, k;                                                                                        \
+        if (!SQUARE##_fits(dst, dstride, src, sstride, ni, nj)) return;                                           \
+        for (i = 0; i < ni; i = FK_STEP(i, ni, SIDE)) {                                                           \
+            for (k = i; sstride > nj && k < i + SIDE; k++)                                                         \
+                for (j = 0; j < nj + FK_LINE / (ptrdiff_t)sizeof(REAL) - 1; j += FK_LINE / sizeof(REAL))          \
+                    FK_PREFETCH_L2(src + (k + 6 * SIDE) * sstride + j);                                           \
+            for (j = 0; j < nj; j = FK_STEP(j, nj, SIDE))                                                         \
+                SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);                           \
+        }                                                                                                         \
+    }                                                                                                             \
+    static void SPREAD(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni,            \
+                       ptrdiff_t nj) {                                                                            \
+        ptrdiff_t i, j, k;                                                                                        \
+        if (!SQUARE##_fits(dst, dstride, src, sstride, ni, nj)) return;                                           \
+        for (j = 0; j < nj; j = FK_STEP(j, nj, SIDE)) {                                                           \
+            for (k = j; dstride > ni && k < j + SIDE; k++)                                                         \
+                for (i = 0; i < ni + FK_LINE / (ptrdiff_t)sizeof(REAL) - 1; i += FK_LINE / sizeof(REAL))          \
+                    __builtin_prefetch(dst + (k + 6 * SIDE) * dstride + i, 1, 2);                                 \
+            for (i = 0; i < ni; i = FK_STEP(i, ni, SIDE))                                                         \
+                SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);                           \
+        }                                                                                                         \
     }
 
-FK_DEFINE_TRANSPOSE(fk_transpose_f32, float, 8, fk_square_f32)
-FK_DEFINE_TRANSPOSE(fk_transpose_f64, double, 4, fk_square_f64)
+FK_DEFINE_TRANSPOSE(fk_transpose_f32, fk_spread_f32, float, 8, fk_square_f32)
+FK_DEFINE_TRANSPOSE(fk_transpose_f64, fk_spread_f64, double, 4, fk_square_f64)
 
 /* dst[j*dstride + i] = src[j*sstride + i], i < ni, j < nj: the rows lie side by side already. What follows on each stretch
    is prefetched: the next tile's. */

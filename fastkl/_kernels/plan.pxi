@@ -219,7 +219,7 @@ cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start,
                 elif side_by_side(a, sr, src) and dr == 1:
                     fk_copy_lanes_f32(<float*>target, sc // 4, src + i + j * dc, dc, ni, nj)
                 elif side_by_side(a, sr, src) and dc == 1:
-                    fk_transpose_f32(<float*>target, sc // 4, src + i * dr + j, dr, ni, nj)
+                    fk_spread_f32(<float*>target, sc // 4, src + i * dr + j, dr, ni, nj)
                 else:
                     fk_store_tile_f32(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             else:
@@ -228,7 +228,7 @@ cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start,
                 elif side_by_side(a, sr, src) and dr == 1:
                     fk_copy_lanes_f64(<double*>target, sc // 8, src + i + j * dc, dc, ni, nj)
                 elif side_by_side(a, sr, src) and dc == 1:
-                    fk_transpose_f64(<double*>target, sc // 8, src + i * dr + j, dr, ni, nj)
+                    fk_spread_f64(<double*>target, sc // 8, src + i * dr + j, dr, ni, nj)
                 else:
                     fk_store_tile_f64(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             j += nj
