@@ -19,6 +19,7 @@ FLAGS += ["-fno-loop-interchange", "-fno-loop-unroll-and-jam", "-fno-tree-loop-d
 
 class BuildWithOpenMP(build_ext):
     def build_extensions(self):
+        self.parallel = self.parallel or os.cpu_count()
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "openmp.c").write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads(); }\n")
             try:
