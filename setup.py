@@ -1,5 +1,4 @@
 """Extension modules: one source for every instruction set, with OpenMP where the compiler has it."""
-
 import os
 import platform
 import tempfile
@@ -19,7 +18,6 @@ FLAGS += ["-fno-loop-interchange", "-fno-loop-unroll-and-jam", "-fno-tree-loop-d
 
 class BuildWithOpenMP(build_ext):
     def build_extensions(self):
-        self.parallel = self.parallel or os.cpu_count()
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "openmp.c").write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads(); }\n")
             try:
@@ -37,4 +35,5 @@ api = {"include_dirs": [numpy.get_include()], "define_macros": [("NPY_NO_DEPRECA
 included = sorted(map(str, [*HERE.glob("*.px[id]"), *HERE.glob("*.h")]))
 names = ["cpu", "count", "mapped", *TIERS]
 modules = [Extension(f"fastkl._kernels.{n}", [f"{HERE}/{n}.pyx"], depends=included, **api) for n in names]
-setup(cmdclass={"build_ext": BuildWithOpenMP}, ext_modules=modules)
+options = {"build_ext": {"parallel": os.cpu_count()}}
+setup(cmdclass={"build_ext": BuildWithOpenMP}, ext_modules=modules, options=options)
