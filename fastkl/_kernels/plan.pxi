@@ -14,6 +14,14 @@ cdef enum Op:
     KL
     KL_NORMALIZED
     GENERALIZED_KL
+    JS                              # pointwise.pxi
+    JS_DISTANCE
+    JEFFREYS
+    HELLINGER
+    BHATTACHARYYA
+    TOTAL_VARIATION
+    CHI2
+    TRIANGULAR
     SCORE                           # score.pxi, of one operand
     SCORE_OF_TWO
 
