@@ -226,3 +226,47 @@ def choice(value: Any, name: str, taken: Sequence[str]) -> str:
         return str(value)
     raise ValueError(f"{name} takes {', '.join(repr(one) for one in taken)}, not {value!r}")
 
+
+
+GIVEN = ("probs", "log_probs", "logits")
+
+
+def one_or_pair(value: Any, name: str, of: str) -> tuple[Any, Any]:
+    """What applies to two inputs: one for both, or a pair; of: their names."""
+    if not isinstance(value, (tuple, list)):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name} takes one for both or a pair, for {of}, not {value!r}")
+    return value[0], value[1]
+
+
+def divisor(temperature: Any, dtype: np.dtype[Any]) -> float:
+    """The temperature, found to be a positive finite number in the type that the logits are computed in."""
+    if isinstance(temperature, (bool, np.bool_)) or not isinstance(temperature, (int, float, np.integer, np.floating)):
+        raise TypeError(f"temperature takes a positive number, not {temperature!r}")
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = float(dtype.type(temperature))
+    if not 0 < rounded < math.inf:
+        raise ValueError(f"temperature takes a positive finite number, not {temperature!r}")
+    return float(temperature)
+
+
+def forms(
+    given: Any, temperature: Any, normalize: bool, operands: Sequence[Array], names: Sequence[str]
+) -> tuple[tuple[bool, bool, float], ...] | None:
+    """For each operand whether it holds logs, is divided by its sum, and the temperature; None for plain probabilities."""
+    if type(given) is str and given == "probs" and type(temperature) is float and temperature == 1 and not normalize:
+        return None
+    words: tuple[Any, ...] = (given,)
+    divisors: tuple[Any, ...] = (temperature,)
+    if len(operands) == 2:
+        of = " and ".join(names)
+        words, divisors = one_or_pair(given, "given", of), one_or_pair(temperature, "temperature", of)
+    dtype = result_dtype(*operands)
+    taken = []
+    for word, t, name in zip(words, divisors, names, strict=True):
+        word, t = choice(word, "given", GIVEN), divisor(t, dtype)
+        if t != 1 and word != "logits":
+            raise ValueError(f"temperature={t:g} for {name}, which holds {word}: only logits are divided by a temperature")
+        taken.append((word != "probs", bool(normalize) or word == "logits", t))
+    return tuple(taken) if any(logs or scaled for logs, scaled, _ in taken) else None

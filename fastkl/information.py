@@ -16,8 +16,10 @@ def entropy(
     p: ArrayLike,
     *,
     given: str = "probs",
+    temperature: float = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
+    normalize: bool = False,
     where: ArrayLike | None = None,
     keepdims: bool = False,
     out: Array | None = None,
@@ -29,12 +31,18 @@ def entropy(
     ----------
     p : array_like
         Probabilities (or, with ``given="logits"``, real numbers whose softmax they are); the rows lie along `axis`.
-    given : {"probs", "logits"}
-        What `p` holds. From logits ``H = log(sum(exp(x))) - sum(softmax(x) * x)``, without a buffer of probabilities.
+    given : {"probs", "log_probs", "logits"}
+        What `p` holds. Log-probabilities are used as written, p = exp(x), and not divided by their sum; of logits the
+        softmax is meant. -inf is the log of a class that is absent. No buffer of probabilities is made.
+    temperature : float
+        A positive number that logits are divided by first; probabilities and their logs take none but 1. The quotient
+        is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
         Unit of the result: 2 for bits; None for nats.
+    normalize : bool
+        Divide p by its sum first, whatever it is given by; logits always are.
     where : array_like of bool, optional
         False marks an element as absent; broadcast to `p`.
     keepdims : bool
@@ -74,18 +82,33 @@ def entropy(
     >>> fk.entropy([[0.5, 0.5], [0.99, 0.01]], base=2).round(4).tolist()
     [1.0, 0.0808]
     """
-    given = _args.choice(given, "given", ("probs", "logits"))
-    op = _kernels.ENTROPY if given == "probs" else _kernels.ENTROPY_OF_LOGITS
     array = _args.as_array(p, "p")
-    return per_row(op, (array,), ("p",), axis, where, keepdims, out, n_threads, _args.log_scale(base))
+    scale = _args.log_scale(base)
+    forms = _args.forms(given, temperature, normalize, (array,), ("p",))
+    if forms is None:
+        return per_row(_kernels.ENTROPY, (array,), ("p",), axis, where, keepdims, out, n_threads, scale)
+    logs, scaled, divisor = forms[0]
+    if logs and scaled:
+        return per_row(
+            _kernels.ENTROPY_OF_LOGITS, (array,), ("p",), axis, where, keepdims, out, n_threads, scale,
+            given=None if divisor == 1 else forms,
+        )  # fmt: skip
+    # The cross-entropy of a row with itself: both are one read.
+    return per_row(
+        _kernels.CROSS_ENTROPY, (array, array), ("p", "p"), axis, where, keepdims, out, n_threads, scale,
+        given=forms * 2,
+    )  # fmt: skip
 
 
 def cross_entropy(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
+    normalize: bool = False,
     where: ArrayLike | None = None,
     keepdims: bool = False,
     out: Array | None = None,
@@ -97,10 +120,18 @@ def cross_entropy(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
         Unit of the result: 2 for bits; None for nats.
+    normalize : bool
+        Divide p and q by their sums first, whatever they are given by; logits always are.
     where : array_like of bool, optional
         False marks a pair as absent.
     keepdims : bool
@@ -137,15 +168,19 @@ def cross_entropy(
     0.2231
     """
     operands = _args.as_array(p, "p"), _args.as_array(q, "q")
+    forms = _args.forms(given, temperature, normalize, operands, ("p", "q"))
     return per_row(
-        _kernels.CROSS_ENTROPY, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base)
-    )
+        _kernels.CROSS_ENTROPY, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base),
+        given=forms,
+    )  # fmt: skip
 
 
 def kl_divergence(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -160,6 +195,12 @@ def kl_divergence(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -207,14 +248,24 @@ def kl_divergence(
     0.0367
     """
     operands = _args.as_array(p, "p"), _args.as_array(q, "q")
-    op = _kernels.KL_NORMALIZED if normalize else _kernels.KL
-    return per_row(op, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base))
+    forms = _args.forms(given, temperature, normalize, operands, ("p", "q"))
+    op = _kernels.KL
+    if forms is not None and all(scaled for _, scaled, _ in forms):
+        # Of what sums to 1, the sums of p - q are 0: all terms are >= 0.
+        op = _kernels.GENERALIZED_KL
+        if not any(logs for logs, _, _ in forms):
+            op, forms = _kernels.KL_NORMALIZED, None
+    return per_row(
+        op, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base), given=forms
+    )
 
 
 def generalized_kl(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     where: ArrayLike | None = None,
@@ -228,6 +279,12 @@ def generalized_kl(
     ----------
     p, q : array_like
         Non-negative numbers, which need not sum to 1; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -268,6 +325,8 @@ def generalized_kl(
     0.3069
     """
     operands = _args.as_array(p, "p"), _args.as_array(q, "q")
+    forms = _args.forms(given, temperature, False, operands, ("p", "q"))
     return per_row(
-        _kernels.GENERALIZED_KL, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base)
-    )
+        _kernels.GENERALIZED_KL, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base),
+        given=forms,
+    )  # fmt: skip

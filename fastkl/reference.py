@@ -93,34 +93,28 @@ def entropy(
     p: ArrayLike,
     *,
     given: str = "probs",
+    temperature: float = 1.0,
     axis: Axis = -1,
     base: float | None = None,
+    normalize: bool = False,
     where: ArrayLike | None = None,
     keepdims: bool = False,
 ) -> Any:
-    """-sum(p * log(p)), with 0 log 0 = 0; ``given="logits"``: of softmax(p).
+    """-sum(p * log(p)), with 0 log 0 = 0; with ``normalize`` and ``given="logits"`` of p / sum(p).
 
-    From probabilities: a negative, infinite or NaN one makes the row NaN; no entries: 0. From logits: an empty or all
-    -inf row, or one with a +inf or a NaN: NaN.
+    From probabilities: a negative, infinite or NaN one makes the row NaN; no entries: 0. From logits, and normalized: an
+    empty or all -inf row, or one with a +inf or a NaN: NaN.
 
     >>> float(entropy([0.5, 0.5], base=2))
     1.0
     """
     (p64,), dtype = _read(p)
-    if given == "probs":
+    if given == "probs" and not normalize and temperature == 1:
         p64 = _masked(p64, where, 0.0)
         value = _invalid(p64, axis) + np.sum(-_x_times(p64, _log(p64)), axis=axis, keepdims=True)
-    elif given == "logits":
-        x64 = _masked(p64, where, -np.inf)
-        m, less1 = _total_less_one(x64, np.ones_like(x64), axis)
-        distance = m - x64
-        q64 = np.exp(-distance)
-        # log(S) + sum(p * distance): both parts are >= 0, so a nearly one-hot row loses no digits.
-        value = np.log1p(less1) + np.sum(_x_times(q64, distance), axis=axis, keepdims=True) / (less1 + 1)
-        top = x64.max(axis=axis, keepdims=True, initial=-np.inf)
-        value = np.where(np.isfinite(top), value, np.nan)
     else:
-        raise ValueError(f"given must be 'probs' or 'logits', got {given!r}")
+        log_p, invalid = _log_probs(p64, given, temperature, normalize, axis, where, dtype)
+        value = np.sum(-_x_times(np.exp(log_p), log_p), axis=axis, keepdims=True) + invalid
     return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
 
 
@@ -129,18 +123,26 @@ def cross_entropy(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     base: float | None = None,
+    normalize: bool = False,
     where: ArrayLike | None = None,
     keepdims: bool = False,
 ) -> Any:
-    """-sum(p * log(q)).
+    """-sum(p * log(q)); with ``normalize``, of p / sum(p) and q / sum(q).
 
     p = 0 contributes 0, whatever q; p > 0 where q = 0: +inf. A negative, infinite or NaN p or q: NaN. No entries: 0.
 
     >>> round(float(cross_entropy([0.0, 1.0], [0.5, 0.5], base=2)), 12)
     1.0
     """
+    if given != "probs" or temperature != 1 or normalize:
+        log_p, log_q, invalid, dtype = _log_pair(p, q, given, temperature, normalize, axis, where)
+        terms = np.where(log_p == -np.inf, 0.0, np.where(log_q == -np.inf, np.inf, -np.exp(log_p) * log_q))
+        value = np.sum(terms, axis=axis, keepdims=True) + invalid
+        return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
     p64, q64, dtype = _pair(p, q, where)
     value = _invalid(p64, axis) + _invalid(q64, axis) + np.sum(-_x_times(p64, _log(q64)), axis=axis, keepdims=True)
     return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
@@ -151,6 +153,8 @@ def kl_divergence(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -165,6 +169,12 @@ def kl_divergence(
     >>> round(float(kl_divergence([0.1, 0.9], [0.2, 0.8])), 4)
     0.0367
     """
+    if given != "probs" or temperature != 1:
+        log_p, log_q, invalid, dtype = _log_pair(p, q, given, temperature, normalize, axis, where)
+        value = np.sum(_x_log_ratio(log_p, log_q), axis=axis, keepdims=True)
+        if normalize or given in ("logits", ("logits", "logits")):
+            value = np.maximum(value, 0.0)
+        return _finish((value + invalid) / _log_base(base) + 0.0, axis, keepdims, dtype)
     p64, q64, dtype = _pair(p, q, where)
     invalid = _invalid(p64, axis) + _invalid(q64, axis)
     if normalize:
@@ -186,6 +196,8 @@ def generalized_kl(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     base: float | None = None,
     where: ArrayLike | None = None,
@@ -198,6 +210,11 @@ def generalized_kl(
     >>> float(generalized_kl([0.0, 0.5], [0.25, 0.5]))
     0.25
     """
+    if given != "probs" or temperature != 1:
+        log_p, log_q, invalid, dtype = _log_pair(p, q, given, temperature, False, axis, where)
+        terms = _x_log_ratio(log_p, log_q) - np.exp(log_p) + np.exp(log_q)
+        value = np.maximum(np.sum(terms, axis=axis, keepdims=True), 0.0) + invalid
+        return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
     p64, q64, dtype = _pair(p, q, where)
     value = _invalid(p64, axis) + _invalid(q64, axis) + np.sum(_kl_terms(p64, q64), axis=axis, keepdims=True)
     return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
@@ -584,6 +601,51 @@ def _pair(p: ArrayLike, q: ArrayLike, where: ArrayLike | None) -> tuple[np.ndarr
     (p64, q64), dtype = _read(p, q)
     p64, q64 = np.broadcast_arrays(p64, q64)
     return _masked(p64, where, 0.0), _masked(q64, where, 0.0), dtype
+
+
+def _log_probs(
+    x: np.ndarray, given: str, temperature: float, normalize: bool, axis: Axis, where: ArrayLike | None, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return log p of what a row holds, and NaN for the rows that hold no distribution (0 for the others).
+
+    Log-probabilities above 600 count as infinite.
+    """
+    if given not in ("probs", "log_probs", "logits"):
+        raise ValueError(f"given must be 'probs', 'log_probs' or 'logits', got {given!r}")
+    if temperature != 1:
+        if given != "logits":
+            raise ValueError(f"only logits have a temperature, not {given}")
+        x = (x.astype(dtype) / dtype.type(temperature)).astype(np.float64)
+    x = _masked(x, where, 0.0 if given == "probs" else -np.inf)
+    if given == "probs":
+        invalid, x = _invalid(x, axis), _log(x)
+    else:
+        most = np.inf if normalize or given == "logits" else np.nextafter(600, 601)
+        invalid = np.where(np.all(x < most, axis=axis, keepdims=True), 0.0, np.nan)
+    if normalize or given == "logits":
+        m, less1 = _total_less_one(x, np.ones_like(x), axis)
+        x = (x - m) - np.log1p(less1)
+        invalid = np.where(less1 == -1, np.nan, invalid)
+    return x, invalid
+
+
+def _log_pair(
+    p: ArrayLike, q: ArrayLike, given: Any, temperature: Any, normalize: bool, axis: Axis, where: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.dtype]:
+    """Return log p and log q broadcast together, NaN for the rows that hold no distributions, and the result's type."""
+    (p64, q64), dtype = _read(p, q)
+    p64, q64 = np.broadcast_arrays(p64, q64)
+    words = (given, given) if isinstance(given, str) else given
+    divisors = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    log_p, of_p = _log_probs(p64, words[0], divisors[0], normalize, axis, where, dtype)
+    log_q, of_q = _log_probs(q64, words[1], divisors[1], normalize, axis, where, dtype)
+    return log_p, log_q, of_p + of_q, dtype
+
+
+def _x_log_ratio(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Return p log(p/q): 0 where p is 0, inf where only q is."""
+    terms = np.where(log_q == -np.inf, np.inf, np.exp(log_p) * (log_p - log_q))
+    return np.where(log_p == -np.inf, 0.0, terms)
 
 
 def _total_less_one(x: np.ndarray, b: np.ndarray, axis: Axis) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Scale = Literal[
     "max1", "relative", "distance", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "overlap", "exp",
+    "logs", "mixed",
 ]  # fmt: skip
 
 
@@ -46,6 +47,8 @@ class Budget:
     ``overlap``
         H + abs((sum(p) + sum(q)) / 2 - 1), at least abs(result) and 2**-52, where H is the square of the Hellinger
         distance: the two parts that the overlap differs from 1 by, and may cancel.
+    ``logs``
+        abs(result) + sum(p * (abs(log(p)) + abs(log(q)))): p log(p/q) by the logs, each of which is rounded.
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.
@@ -71,7 +74,8 @@ class Operation:
     form
         Empty for the plain call, else the word that tells this form from it; ``keywords`` are what it passes.
     operands
-        What is passed by position: "x" (logits), "p" and "q" (probabilities), "labels".
+        What is passed by position: "x" and "y" (logits), "log_p" and "log_q" (log-probabilities), "p" and "q"
+        (probabilities), "labels".
     returns
         "row": one number per row; "element": one per element.
     budget
@@ -151,6 +155,45 @@ OPERATIONS: tuple[Operation, ...] = (
             "triangular_discrimination": Budget(8, 8, "relative"),
         }.items()
     ),
+)
+
+# given
+
+_WORDS = {"p": "probs", "q": "probs", "log_p": "log_probs", "log_q": "log_probs", "x": "logits", "y": "logits"}
+
+
+def _form(function: str, operands: tuple[str, ...], budget: Budget, **keywords: Any) -> Operation:
+    """An operation of other inputs than probabilities, or of probabilities divided by their sums."""
+    words = tuple(_WORDS[operand] for operand in operands)
+    given = words[0] if len(set(words)) == 1 else words
+    name = "-".join(dict.fromkeys(words) if len(set(words)) == 1 else words)
+    form = "-".join([name, *keywords])
+    return Operation(function, operands, "row", budget, len(operands), form=form, keywords={"given": given, **keywords})
+
+
+_RELATIVE, _LOGS = Budget(32, 32, "relative"), Budget(4, 4, "logs")
+
+#: The same operations of log-probabilities, logits and mixed pairs; with a table of their own, for a few sizes and layouts
+#: tell as much of them as all do of the plain ones.
+FORMS: tuple[Operation, ...] = (
+    _form("entropy", ("log_p",), Budget(4, 4, "absolute-sum")),
+    _form("entropy", ("log_p",), Budget(4, 4, "relative+d/2"), normalize=True),
+    _form("entropy", ("p",), Budget(8, 8, "relative"), normalize=True),
+    _form("cross_entropy", ("x", "y"), Budget(8, 8, "relative")),
+    _form("cross_entropy", ("log_p", "log_q"), Budget(4, 4, "absolute-sum")),
+    _form("cross_entropy", ("p", "y"), Budget(8, 8, "relative")),
+    _form("cross_entropy", ("x", "q"), Budget(8, 8, "absolute-sum")),
+    _form("cross_entropy", ("p", "q"), Budget(8, 8, "relative"), normalize=True),
+    _form("kl_divergence", ("x", "y"), _RELATIVE),
+    _form("kl_divergence", ("log_p", "log_q"), _LOGS),
+    _form("kl_divergence", ("log_p", "log_q"), _RELATIVE, normalize=True),
+    _form("kl_divergence", ("p", "y"), _LOGS),
+    _form("kl_divergence", ("x", "q"), _LOGS),
+    _form("kl_divergence", ("p", "y"), _LOGS, normalize=True),
+    _form("kl_divergence", ("x", "log_q"), _LOGS),
+    _form("generalized_kl", ("x", "y"), _RELATIVE),
+    _form("generalized_kl", ("log_p", "log_q"), _RELATIVE),
+    _form("generalized_kl", ("p", "log_q"), Budget(8, 8, "logs")),
 )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .registry import Statistic
 
 _GIVEN = ("logits", "probs", "log_probs")
+_BOTH = "logits and reference"
 _EXACT = {"argmax": np.int64, "rank": np.int64, "correct": np.bool_, "agree": np.bool_, "top_k": np.int64}
 
 
@@ -238,9 +239,10 @@ def score(
     y = None if reference is None else _fitted(_args.as_array(reference, "reference"), x.shape)
     classes_of = None if labels is None else _args.as_labels(labels, shape)
     asked = _asked(stats, {"labels": labels is not None, "reference": reference is not None})
-    holds = tuple(_args.choice(one, "given", _GIVEN) for one in _pair(given, "given"))
+    holds = tuple(_args.choice(one, "given", _GIVEN) for one in _args.one_or_pair(given, "given", _BOTH))
     divisors = tuple(
-        _divisor(t, d) for t, d in zip(_pair(temperature, "temperature"), (x, x if y is None else y), strict=True)
+        _args.divisor(t, _args.result_dtype(d))
+        for t, d in zip(_args.one_or_pair(temperature, "temperature", _BOTH), (x, x if y is None else y), strict=True)
     )
     known = _statistics()
     names = [column for name in asked for column in known[name].columns or (name,)]
@@ -298,26 +300,6 @@ def _asked(stats: Sequence[str] | None, there: Mapping[str, bool]) -> list[str]:
         if names.count(name) > 1:
             raise ValueError(f"stats has {name!r} twice")
     return names
-
-
-def _pair(value: Any, name: str) -> tuple[Any, Any]:
-    """What applies to the logits and to the reference: one for both, or a pair."""
-    if not isinstance(value, (tuple, list)):
-        return value, value
-    if len(value) != 2:
-        raise ValueError(f"{name} takes one for both or a pair, for logits and reference, not {value!r}")
-    return value[0], value[1]
-
-
-def _divisor(temperature: Any, array: Array) -> float:
-    """The temperature, found to be a positive finite number in the type that the array is computed in."""
-    if isinstance(temperature, (bool, np.bool_)) or not isinstance(temperature, (int, float, np.integer, np.floating)):
-        raise TypeError(f"temperature takes a positive number, not {temperature!r}")
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = float(_args.result_dtype(array).type(temperature))
-    if not 0 < rounded < math.inf:
-        raise ValueError(f"temperature takes a positive finite number, not {temperature!r}")
-    return float(temperature)
 
 
 def _top(k: Any, classes: int) -> int:

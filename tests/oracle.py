@@ -15,7 +15,7 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from fastkl.registry import Budget, Operation
+from fastkl.registry import FORMS, Budget, Operation
 
 mp = mpmath.MPContext()
 mp.prec = 240
@@ -221,8 +221,33 @@ EXACT = {
 }
 
 
+def probabilities_of(operation: Operation, arguments: Sequence[Any]) -> list[Any]:
+    """Return the probabilities that the rows of one of registry.FORMS are."""
+    rows = []
+    for operand, row in zip(operation.operands, plain(arguments), strict=True):
+        logs = operand not in ("p", "q")
+        # Logits to a maximum of 0 first, so that no exponential is out of mpmath's reach.
+        shift = max(row) if operand in ("x", "y") else 0
+        p = [mp.exp(mp.mpf(v) - shift) if logs else mp.mpf(v) for v in row]
+        if operand in ("x", "y") or operation.keywords.get("normalize"):
+            total = mp.fsum(p)
+            p = [v / total for v in p]
+        rows.append(p)
+    return rows
+
+
+def all_scaled(operation: Operation) -> bool:
+    """Return whether all operands of one of registry.FORMS are divided by their sums."""
+    return bool(operation.keywords.get("normalize")) or set(operation.operands) <= {"x", "y"}
+
+
 def exact(operation: Operation, arguments: Sequence[Any]) -> list[Any]:
     """Return what the operation is of one row: one number, or one per element."""
+    if operation in FORMS:
+        rows = probabilities_of(operation, arguments)
+        if operation.function == "kl_divergence" and all_scaled(operation):
+            return [generalized_kl(*rows)]     # of 1 - 1e-320, 240 bits keep 1
+        return [EXACT[operation.function](*rows)]
     value = EXACT[operation.id](*plain(arguments))
     return value if operation.returns == "element" else [value]
 
@@ -242,6 +267,8 @@ def allowed(operation: Operation, arguments: Sequence[Any], right: Sequence[Any]
     """
     finfo = np.finfo(dtype)
     rounding, tiny, eps = mp.mpf(float(finfo.smallest_subnormal)) / 2, float(finfo.tiny), float(finfo.eps)
+    if operation in FORMS and operation.budget.scale != "relative+d/2":
+        arguments = probabilities_of(operation, arguments)
     units = units_of(operation, plain(arguments), right, dtype, tiny)
     return [eps * u + (rounding if abs(r) < tiny else 0) for u, r in zip(units, right, strict=True)]
 
@@ -286,12 +313,14 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
             return max(1, abs(right))
         case "distance":
             return max(abs(right), float(np.finfo(dtype).eps))
-        case "relative" if operation.operands == ("p", "q"):
+        case "relative" if len(operation.operands) == 2:
             return max(abs(right), SMALLEST_DIVERGENCE[dtype])
         case "relative":
             return abs(right)
         case "absolute-sum":
-            return cross_entropy(*x, of=abs)
+            return cross_entropy(x[0], x[-1], of=abs)
+        case "logs":
+            return abs(right) + cross_entropy(x[0], x[0], of=abs) + cross_entropy(x[0], x[1], of=abs)
         case "kl":
             return generalized_kl(*x) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(*x, strict=True)))
         case "overlap":
@@ -348,6 +377,9 @@ class Row:
 def rows_for(operation: Operation, size: int, dtype: str, rng: np.random.Generator) -> list[Row]:
     """Return one row of every awkward kind for the operation, freshly drawn."""
     kinds: Iterator[tuple[str, tuple[Any, ...]]]
+    if operation in FORMS:
+        drawn = given_rows(operation, size, dtype, rng)
+        return [Row(kind, tuple(cast(v, dtype) for v in rows)) for kind, rows in drawn]
     if operation.operands == ("p", "q"):
         kinds = ((kind, pair) for kind, *pair in pairs(size, dtype, rng))
         if operation.keywords.get("normalize"):
@@ -364,6 +396,35 @@ def rows_for(operation: Operation, size: int, dtype: str, rng: np.random.Generat
     contents = {tuple(np.asarray(v).tobytes() for v in row.arguments) for row in rows}
     assert size < 10 or len(contents) == len(rows), "a generator drew the same row twice"
     return rows
+
+
+def given_rows(
+    operation: Operation, size: int, dtype: str, rng: np.random.Generator
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yield rows for one of registry.FORMS: those drawn as probabilities, by their logs where it takes these."""
+
+    def as_given(operand: str, p: np.ndarray) -> np.ndarray:
+        if operand in ("p", "q"):
+            return p
+        with np.errstate(divide="ignore"):
+            log_p: np.ndarray = np.log(p)
+        return log_p + rng.uniform(-30, 30) if operand in ("x", "y") else log_p
+
+    two = len(operation.operands) == 2
+    drawn: Iterator[tuple[Any, ...]] = pairs(size, dtype, rng) if two else probabilities(size, dtype, rng)
+    for kind, *rows in drawn:
+        if kind == "every scale":
+            rows = [np.minimum(p, 1e250) for p in rows]     # see the domain of log-probabilities
+        if not all(np.any(p) for p in rows):
+            continue     # no distribution
+        given = tuple(as_given(operand, p) for operand, p in zip(operation.operands, rows, strict=True))
+        if kind == "same" and len(set(operation.keywords["given"])) != 2:
+            given = given[:1] * 2     # the same numbers
+        yield kind, given
+    if two and set(operation.operands) <= {"x", "y", "log_p", "log_q"}:
+        for exponent in (1, 2, 3, 4, 5, 6) if dtype == "float32" else (1, 3, 5, 7, 9, 11, 12.5):
+            a = (rng.normal(size=size) * 10.0 ** rng.uniform(-3, 0.5) - 1).astype(dtype).astype(np.float64)
+            yield f"logs 1e-{exponent} apart", (a, a + 10.0**-exponent * rng.normal(size=size).clip(-4, 4))
 
 
 def cast(v: Any, dtype: str) -> Any:

@@ -29,6 +29,8 @@ cdef void set_operand(Operand* a, cnp.ndarray array, int n_outer, int n_inner):
     a.storage = storage_of(array)
     a.swap = cnp.PyArray_ISBYTESWAPPED(array)
     a.plain = not a.swap and cnp.PyArray_ISALIGNED(array)
+    a.divisor = 1
+    a.logs = a.scaled = False
     for d in range(n_outer):
         a.outer[d] = strides[d]
     for d in range(n_inner):
@@ -59,18 +61,19 @@ cdef int merge_axes(int ndim, Py_ssize_t* shape, Py_ssize_t** strides, int array
 
 
 cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t itemsize):
-    a.direct = (a.plain and a.storage == storage
+    a.direct = (a.plain and a.storage == storage and a.divisor == 1
                 and (plan.n_inner == 0 or (plan.n_inner == 1 and a.inner[0] == itemsize)))
 
 
 def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, int n_inner, double scale, ignored,
         bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads, bint asked, double nbytes,
-        double weight=0.5, bint normalize=False):
+        double weight=0.5, bint normalize=False, tuple given=None):
     """Run one operation over rows first_row .. last_row (to the end if -1).
 
     The operands and the mask have one shape, with the n_inner reduced axes last; labels, a result per row and the sign
     have the others; a result per element has all. The gate has checked every type. The call may have so many threads, by
-    its caller's word (asked) or where that pays for the bytes it reads. Returns the first row whose label is out of range
+    its caller's word (asked) or where that pays for the bytes it reads. given: for each operand, where not all are as the
+    operation takes them, whether it holds logs, is divided by its sum, and the temperature. Returns the first row whose label is out of range
     (or -1), that label as 64 bits, and the number of rows whose label is not ignored.
     """
     cdef Plan plan
@@ -94,6 +97,7 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     plan.normalize = normalize
     plan.stream = stream
     plan.flat_out = flat_out
+    plan.given = given is not None and op >= ENTROPY
     plan.kept = 0
     plan.bad_row = -1
     plan.bad_label = 0
@@ -107,6 +111,8 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
         plan.classes *= plan.inner_shape[d]
     for k in range(plan.operands):
         set_operand(&plan.operand[k], operands[k], n_outer, n_inner)
+        if given is not None:
+            plan.operand[k].logs, plan.operand[k].scaled, plan.operand[k].divisor = given[k]
         outer[outers] = plan.operand[k].outer
         inner[inners] = plan.operand[k].inner
         outers += 1
@@ -142,7 +148,11 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     with nogil:
         kind = cpu.kind_of(op, double_precision, plan.classes)
         threads = cpu.enter(kind, threads, asked, nbytes)
-        if double_precision:
+        if plan.given and double_precision:
+            failed = execute_given[double](&plan, threads, NULL)
+        elif plan.given:
+            failed = execute_given[float](&plan, threads, NULL)
+        elif double_precision:
             failed = execute[double](&plan, threads, NULL)
         else:
             failed = execute[float](&plan, threads, NULL)

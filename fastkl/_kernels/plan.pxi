@@ -31,6 +31,9 @@ cdef struct Operand:
     bint swap
     bint plain                      # aligned and in the machine's byte order
     bint direct                     # and a row is contiguous in the compute type: read where it lies
+    double divisor                  # what its numbers are divided by, in the compute type; 1 where it is direct
+    bint logs                       # given.pxi: it holds logs of probabilities, not probabilities,
+    bint scaled                     # and they are divided by their sum
     Py_ssize_t outer[MAXDIM]        # strides in bytes, by outer axis
     Py_ssize_t inner[MAXDIM]        # and by reduced axis
 
@@ -48,6 +51,7 @@ cdef struct Plan:
     Operand labels
     Operand out
     Operand sign
+    bint given                      # takes given.pxi's way
     bint has_mask
     bint has_labels
     bint has_out
@@ -190,6 +194,10 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
                     fk_load_tile_f64(dst + i * dr + j * dc, dr, dc, source, sr, sc, ni, nj, a.storage, a.swap)
             j += nj
         i += ni
+    if a.divisor != 1:
+        for i in range(nr):
+            for j in range(nc):
+                dst[i * dr + j * dc] /= <real>a.divisor
     if plan.has_mask:
         mask_out[real](plan, row, nr, start, nc, dst, dr, dc, absent)
 
