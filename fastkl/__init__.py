@@ -9,6 +9,7 @@ room            what is in it
 ``logspace``    logsumexp, softmax, log_softmax
 ``information`` entropy, cross_entropy, kl_divergence, generalized_kl
 ``labels``      softmax_cross_entropy
+``renyi``       renyi_entropy, tsallis_entropy, renyi_divergence, tsallis_divergence, alpha_divergence
 ``rows``        score: many statistics of a row from one read
 ``reference``   every function again in plain NumPy float64: the contract
 ``registry``    a row per operation: form, accuracy budget, bytes moved
@@ -31,10 +32,12 @@ from ._threads import get_num_threads, set_num_threads
 from .information import cross_entropy, entropy, generalized_kl, kl_divergence
 from .labels import softmax_cross_entropy
 from .logspace import log_softmax, logsumexp, softmax
+from .renyi import alpha_divergence, renyi_divergence, renyi_entropy, tsallis_divergence, tsallis_entropy
 from .rows import Scores, score
 
 __all__ = [
     "Scores",
+    "alpha_divergence",
     "build_info",
     "cross_entropy",
     "entropy",
@@ -43,10 +46,14 @@ __all__ = [
     "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "renyi_divergence",
+    "renyi_entropy",
     "score",
     "set_num_threads",
     "softmax",
     "softmax_cross_entropy",
+    "tsallis_divergence",
+    "tsallis_entropy",
 ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Scale = Literal["max1", "relative", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "exp"]
+Scale = Literal["max1", "relative", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "order", "exp"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Budget:
         the sum of the absolute values of the terms.
     ``kl``
         generalized_kl + abs(sum(p - q)): plain KL is the difference of two such parts.
+    ``order``
+        abs(result), or if larger alpha D + abs(sum(p - q)), of which plain Tsallis divergence is a difference as KL is, D
+        being the alpha divergence; for Renyi's that over sum(p). The latter only while sum(p^alpha q^(1 - alpha)) is near
+        sum(p), within three quarters of it.
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.
@@ -115,6 +119,22 @@ OPERATIONS: tuple[Operation, ...] = (
         "kl_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2, form="normalize", keywords={"normalize": True}
     ),
     Operation("generalized_kl", ("p", "q"), "row", Budget(8, 8, "relative"), 2),
+    # order alpha (renyi): computed in double for both types
+    Operation("renyi_entropy", ("p",), "row", Budget(1, 8, "relative"), 1, form="alpha=2", keywords={"alpha": 2.0}),
+    Operation("tsallis_entropy", ("p",), "row", Budget(1, 8, "relative"), 1, form="alpha=0.5", keywords={"alpha": 0.5}),
+    Operation(
+        "renyi_divergence", ("p", "q"), "row", Budget(1, 8, "order"), 2, form="alpha=0.5", keywords={"alpha": 0.5}
+    ),
+    Operation(
+        "renyi_divergence", ("p", "q"), "row", Budget(1, 8, "relative"), 2,
+        form="alpha=2,normalize", keywords={"alpha": 2.0, "normalize": True},
+    ),
+    Operation(
+        "tsallis_divergence", ("p", "q"), "row", Budget(1, 8, "order"), 2, form="alpha=1.5", keywords={"alpha": 1.5}
+    ),
+    Operation(
+        "alpha_divergence", ("p", "q"), "row", Budget(1, 8, "relative"), 2, form="alpha=0.3", keywords={"alpha": 0.3}
+    ),
 )
 
 

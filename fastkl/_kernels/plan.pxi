@@ -16,6 +16,8 @@ cdef enum Op:
     GENERALIZED_KL
     SCORE                           # score.pxi, of one operand
     SCORE_OF_TWO
+    ALPHA_OF_ONE                     # alpha.pxi, of one operand
+    ALPHA_OF_TWO
 
 cdef struct Operand:
     char* data
