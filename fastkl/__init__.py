@@ -11,6 +11,7 @@ room            what is in it
 ``divergences`` js_divergence, js_distance, jeffreys_divergence, hellinger_distance, bhattacharyya_distance,
                 total_variation, chi2_divergence, triangular_discrimination
 ``labels``      softmax_cross_entropy
+``renyi``       renyi_entropy, tsallis_entropy, renyi_divergence, tsallis_divergence, alpha_divergence
 ``rows``        score: many statistics of a row from one read
 ``reference``   every function again in plain NumPy float64: the contract
 ``registry``    a row per operation: form, accuracy budget, bytes moved
@@ -43,11 +44,13 @@ from .divergences import (
 from .information import cross_entropy, entropy, generalized_kl, kl_divergence
 from .labels import softmax_cross_entropy
 from .logspace import log_softmax, logsumexp, softmax
+from .renyi import alpha_divergence, renyi_divergence, renyi_entropy, tsallis_divergence, tsallis_entropy
 from .rows import Scores, score
 
 __all__ = [
     "Scores",
     "bhattacharyya_distance",
+    "alpha_divergence",
     "build_info",
     "chi2_divergence",
     "cross_entropy",
@@ -61,12 +64,16 @@ __all__ = [
     "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "renyi_divergence",
+    "renyi_entropy",
     "score",
     "set_num_threads",
     "softmax",
     "softmax_cross_entropy",
     "total_variation",
     "triangular_discrimination",
+    "tsallis_divergence",
+    "tsallis_entropy",
 ]
 
 

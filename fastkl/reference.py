@@ -408,6 +408,220 @@ def triangular_discrimination(
     return _finish(np.sum(terms, axis=axis, keepdims=True) + invalid, axis, keepdims, dtype)
 
 
+# Order alpha (renyi) -----------------------------------------------------------------------------------------------
+
+
+@np.errstate(all="ignore")
+def renyi_entropy(
+    p: ArrayLike,
+    alpha: float,
+    *,
+    given: str = "probs",
+    temperature: float = 1.0,
+    axis: Axis = -1,
+    base: float | None = None,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """log(sum(p**alpha) / sum(p)) / (1 - alpha), and its limits: at 1 -sum(p * log(p)) / sum(p), at infinity -log(max(p)).
+
+    p = 0 counts for nothing. A negative, infinite or NaN p, or a sum of 0: NaN.
+
+    >>> [round(float(renyi_entropy([0.5, 0.25, 0.25], alpha, base=2)), 4) for alpha in (0, 1, 2, math.inf)]
+    [1.585, 1.5, 1.415, 1.0]
+    """
+    log_p, invalid, dtype = _log_probabilities(p, given, temperature, normalize, where, axis)
+    value = invalid - _log_mean_power(log_p, log_p, alpha - 1, axis)
+    return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def tsallis_entropy(
+    p: ArrayLike,
+    alpha: float,
+    *,
+    given: str = "probs",
+    temperature: float = 1.0,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """(sum(p) - sum(p**alpha)) / (alpha - 1), at 1 -sum(p * log(p)).
+
+    p = 0 counts for nothing. A negative, infinite or NaN p: NaN. No entries: 0.
+
+    >>> [round(float(tsallis_entropy([0.5, 0.25, 0.25], alpha)), 4) for alpha in (0, 1, 2)]
+    [2.0, 1.0397, 0.625]
+    """
+    log_p, invalid, dtype = _log_probabilities(p, given, temperature, normalize, where, axis)
+    terms = -_power_terms(log_p, log_p, alpha - 1)
+    return _finish(invalid + np.sum(terms, axis=axis, keepdims=True) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def renyi_divergence(
+    p: ArrayLike,
+    q: ArrayLike,
+    alpha: float,
+    *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
+    axis: Axis = -1,
+    base: float | None = None,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """log(sum(p**alpha * q**(1 - alpha)) / sum(p)) / (alpha - 1), and its limits: sum(p * log(p / q)) / sum(p) at 1,
+    log(max(p / q)) at infinity.
+
+    p = 0 counts for nothing; p > 0 where q = 0: +inf if alpha >= 1, nothing if not. A negative, infinite or NaN p or q, or a
+    sum(p) of 0: NaN. Of two distributions, never negative.
+
+    >>> [round(float(renyi_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (0, 0.5, 1, 2, math.inf)]
+    [0.0, 0.0194, 0.0367, 0.0606, 0.1178]
+    """
+    log_p, log_q, invalid, both, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
+    value = _log_mean_power(log_p, _log_ratio(log_p, log_q), alpha - 1, axis)
+    value = (np.maximum(value, 0.0) if both else value) + invalid
+    return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def tsallis_divergence(
+    p: ArrayLike,
+    q: ArrayLike,
+    alpha: float,
+    *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """(sum(p**alpha * q**(1 - alpha)) - sum(p)) / (alpha - 1), at 1 sum(p * log(p / q)).
+
+    p = 0 counts for nothing; p > 0 where q = 0: +inf if alpha >= 1. A negative, infinite or NaN p or q: NaN. No entries: 0.
+    Of two distributions, never negative.
+
+    >>> [round(float(tsallis_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (0, 0.5, 1, 2)]
+    [0.0, 0.0193, 0.0367, 0.0625]
+    """
+    log_p, log_q, invalid, both, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
+    terms = _power_terms(log_p, _log_ratio(log_p, log_q), alpha - 1)
+    value = np.sum(terms, axis=axis, keepdims=True)
+    value = (np.maximum(value, 0.0) if both else value) + invalid
+    return _finish(value + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def alpha_divergence(
+    p: ArrayLike,
+    q: ArrayLike,
+    alpha: float,
+    *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum(alpha * p + (1 - alpha) * q - p**alpha * q**(1 - alpha)) / (alpha * (1 - alpha)), at 1 and 0 generalized_kl(p, q)
+    and generalized_kl(q, p).
+
+    p > 0 where q = 0: +inf if alpha >= 1; q > 0 where p = 0: +inf if alpha <= 0. A negative, infinite or NaN p or q: NaN. No
+    entries: 0. Never negative.
+
+    >>> [round(float(alpha_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (-1, 0, 0.5, 1, 2)]
+    [0.0556, 0.0444, 0.0387, 0.0367, 0.0312]
+    """
+    log_p, log_q, invalid, _, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
+    c = alpha - 1
+    if alpha < 0.5:
+        log_p, log_q, alpha, c = log_q, log_p, 1 - alpha, -alpha
+    terms, p64, q64 = _power_terms(log_p, _log_ratio(log_p, log_q), c), np.exp(log_p), np.exp(log_q)
+    # (p^alpha q^(1 - alpha) - p) / (alpha - 1) is alpha times the term, and p - q.
+    near = np.abs(log_p - log_q) < 1e-4
+    terms = np.where(near, p64 * (log_p - log_q) ** 2 / 2 * (1 + (alpha - 2) * (log_p - log_q) / 3), (terms - (p64 - q64)) / alpha)
+    terms = np.where(p64 == 0, q64 / alpha, np.where(near & (p64 == q64), 0.0, terms))
+    value = np.maximum(np.sum(terms, axis=axis, keepdims=True), 0.0) + invalid
+    return _finish(value + 0.0, axis, keepdims, dtype)
+
+
+def _log_probabilities(
+    p: ArrayLike, given: str, temperature: float, normalize: bool, where: ArrayLike | None, axis: Axis
+) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+    """Return the logs of a distribution's probabilities, NaN for the rows that hold none (else 0), and the result's type."""
+    (x,), dtype = _read(p)
+    if given not in ("probs", "log_probs", "logits"):
+        raise ValueError(f"given must be 'probs', 'log_probs' or 'logits', got {given!r}")
+    if temperature != 1 and given != "logits":
+        raise ValueError(f"only logits have a temperature, got {temperature!r} for {given}")
+    x = _masked(x, where, 0.0 if given == "probs" else -np.inf)
+    invalid = _invalid(x if given == "probs" else np.where(x < np.inf, 0.0, x), axis)
+    log_p = _log(x) if given == "probs" else x / temperature
+    if normalize or given == "logits":
+        m, less1 = _total_less_one(log_p, np.ones_like(log_p), axis)
+        log_p = (log_p - m) - np.log1p(less1)
+        invalid = invalid + np.where(np.isneginf(log_p).all(axis=axis, keepdims=True) | (less1 == -1), np.nan, 0.0)
+    return log_p, invalid, dtype
+
+
+def _log_pair(
+    p: ArrayLike, q: ArrayLike, given: str | tuple[str, str], temperature: float | tuple[float, float],
+    normalize: bool, where: ArrayLike | None, axis: Axis,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool, np.dtype]:  # fmt: skip
+    """Return the same of two, broadcast together, and whether both have been divided by their sums."""
+    forms = (given, given) if isinstance(given, str) else given
+    divisors = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    arrays = np.broadcast_arrays(np.asarray(p), np.asarray(q))
+    logs = [
+        _log_probabilities(v, form, t, normalize, where, axis)
+        for v, form, t in zip(arrays, forms, divisors, strict=True)
+    ]
+    (log_p, p_invalid, p_type), (log_q, q_invalid, q_type) = logs
+    both = normalize or forms == ("logits", "logits")
+    return log_p, log_q, p_invalid + q_invalid, both, np.result_type(p_type, q_type)
+
+
+def _log_ratio(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Return log(p / q), +inf where only q is 0 and -inf where p is."""
+    return np.where(np.isneginf(log_p), -np.inf, log_p - log_q)
+
+
+def _power_terms(log_p: np.ndarray, x: np.ndarray, c: float) -> np.ndarray:
+    """Return p * (exp(c * x) - 1) / c, its limit p * x at c = 0, and 0 where p is 0."""
+    p = np.exp(log_p)
+    if c == 0:
+        terms = p * x
+    else:
+        far = (np.exp(log_p + c * x) - p) / c     # where exp(c * x) may overflow although p times it does not
+        terms = np.where(np.abs(c * x) < 1, p * np.expm1(c * x) / c if abs(c) > 1e-290 else p * x, far)
+    return np.where(np.isneginf(log_p), 0.0, terms)
+
+
+def _log_mean_power(log_p: np.ndarray, x: np.ndarray, c: float, axis: Axis) -> np.ndarray:
+    """Return log(sum(p * exp(c * x)) / sum(p)) / c, and its limits: sum(p * x) / sum(p), and the largest x where p > 0."""
+    present = ~np.isneginf(log_p)
+    top, less1 = _total_less_one(log_p, np.ones_like(log_p), axis)
+    if c == np.inf:
+        value = np.where(present, x, -np.inf).max(axis=axis, keepdims=True, initial=-np.inf)
+    else:
+        share = (log_p - top) - np.log1p(less1)
+        mean = np.sum(_power_terms(share, x, c), axis=axis, keepdims=True)
+        value = np.log1p(c * mean) / c if abs(c) > 1e-290 else mean
+        exponent = np.where(present, (log_p - top) + c * np.where(present, x, 0.0), -np.inf)
+        m, total = _total_less_one(exponent, np.ones_like(log_p), axis)
+        direct = ((m - np.log1p(less1)) + np.log1p(total)) / c if c else mean
+        value = np.where(np.abs(c * mean) < 0.5, value, direct)
+        value = np.where((present & np.isposinf(x)).any(axis=axis, keepdims=True) & (c >= 0), np.inf, value)
+    return np.where(present.any(axis=axis, keepdims=True), value, np.nan)
+
+
 @np.errstate(all="ignore")
 def softmax_cross_entropy(
     logits: ArrayLike,

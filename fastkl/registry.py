@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Scale = Literal[
-    "max1", "relative", "distance", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "overlap", "exp",
-    "logs", "mixed",
+    "max1", "relative", "distance", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "overlap", "order",
+    "exp", "logs", "mixed",
 ]  # fmt: skip
 
 
@@ -49,6 +49,10 @@ class Budget:
         distance: the two parts that the overlap differs from 1 by, and may cancel.
     ``logs``
         abs(result) + sum(p * (abs(log(p)) + abs(log(q)))): p log(p/q) by the logs, each of which is rounded.
+    ``order``
+        abs(result), or if larger alpha D + abs(sum(p - q)), of which plain Tsallis divergence is a difference as KL is, D
+        being the alpha divergence; for Renyi's that over sum(p). The latter only while sum(p^alpha q^(1 - alpha)) is near
+        sum(p), within three quarters of it.
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.
@@ -194,6 +198,22 @@ FORMS: tuple[Operation, ...] = (
     _form("generalized_kl", ("x", "y"), _RELATIVE),
     _form("generalized_kl", ("log_p", "log_q"), _RELATIVE),
     _form("generalized_kl", ("p", "log_q"), Budget(8, 8, "logs")),
+    # order alpha (renyi): computed in double for both types
+    Operation("renyi_entropy", ("p",), "row", Budget(1, 8, "relative"), 1, form="alpha=2", keywords={"alpha": 2.0}),
+    Operation("tsallis_entropy", ("p",), "row", Budget(1, 8, "relative"), 1, form="alpha=0.5", keywords={"alpha": 0.5}),
+    Operation(
+        "renyi_divergence", ("p", "q"), "row", Budget(1, 8, "order"), 2, form="alpha=0.5", keywords={"alpha": 0.5}
+    ),
+    Operation(
+        "renyi_divergence", ("p", "q"), "row", Budget(1, 8, "relative"), 2,
+        form="alpha=2,normalize", keywords={"alpha": 2.0, "normalize": True},
+    ),
+    Operation(
+        "tsallis_divergence", ("p", "q"), "row", Budget(1, 8, "order"), 2, form="alpha=1.5", keywords={"alpha": 1.5}
+    ),
+    Operation(
+        "alpha_divergence", ("p", "q"), "row", Budget(1, 8, "relative"), 2, form="alpha=0.3", keywords={"alpha": 0.3}
+    ),
 )
 
 

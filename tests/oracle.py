@@ -6,15 +6,18 @@ are the rows that the tests draw: awkward ones, fresh in every run.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import mpmath
 import numpy as np
 
+import fastkl as fk
 from fastkl.registry import FORMS, Budget, Operation
 
 mp = mpmath.MPContext()
@@ -206,6 +209,74 @@ POINTWISE = {
     "triangular_discrimination[normalize]": lambda p, q: over_sums(triangular_discrimination, p, q),
 }
 
+# Order alpha (renyi). Terms are near 1, their sums down to 1e-25: 240 bits are enough.
+
+
+def power_terms(p: Sequence[float], q: Sequence[float], alpha: float) -> list[Any]:
+    """p^alpha q^(1 - alpha); p = 0 contributes 0, also at alpha = 0."""
+    a = mp.mpf(alpha)
+    pairs = [(mp.mpf(u), mp.mpf(v)) for u, v in zip(p, q, strict=True)]
+    return [(u**a * v ** (1 - a) if v else INF if a >= 1 else mp.mpf(0)) if u else mp.mpf(0) for u, v in pairs]
+
+
+def tsallis_divergence(p: Sequence[float], q: Sequence[float], alpha: float) -> Any:
+    """(sum(p^alpha q^(1 - alpha)) - sum(p)) / (alpha - 1)."""
+    if alpha == 1:
+        return kl_divergence(p, q)
+    return mp.fsum(t - mp.mpf(u) for t, u in zip(power_terms(p, q, alpha), p, strict=True)) / (mp.mpf(alpha) - 1)
+
+
+def renyi_divergence(p: Sequence[float], q: Sequence[float], alpha: float) -> Any:
+    """log(sum(p^alpha q^(1 - alpha)) / sum(p)) / (alpha - 1)."""
+    total = mp.fsum(mp.mpf(u) for u in p)
+    if alpha == 1:
+        return kl_divergence(p, q) / total
+    if alpha == INF:
+        return mp.log(max(mp.mpf(u) / mp.mpf(v) if v else INF for u, v in zip(p, q, strict=True) if u))
+    powers = mp.fsum(power_terms(p, q, alpha))
+    return mp.log(powers / total) / (mp.mpf(alpha) - 1) if powers else INF
+
+
+def alpha_divergence(p: Sequence[float], q: Sequence[float], alpha: float) -> Any:
+    """sum(alpha p + (1 - alpha) q - p^alpha q^(1 - alpha)) / (alpha (1 - alpha)), term by term."""
+    if alpha in (0, 1):
+        return generalized_kl(p, q) if alpha else generalized_kl(q, p)
+    if alpha < 0:
+        return alpha_divergence(q, p, 1 - mp.mpf(alpha))
+    a = mp.mpf(alpha)
+    terms = [
+        a * mp.mpf(u) + (1 - a) * mp.mpf(v) - t for t, u, v in zip(power_terms(p, q, alpha), p, q, strict=True)
+    ]
+    return mp.fsum(t / (a * (1 - a)) for t in terms)
+
+
+def renyi_entropy(p: Sequence[float], alpha: float) -> Any:
+    """log(sum(p^alpha) / sum(p)) / (1 - alpha)."""
+    p = [v for v in p if v]
+    return -renyi_divergence(p, [1.0] * len(p), alpha)
+
+
+def tsallis_entropy(p: Sequence[float], alpha: float) -> Any:
+    """(sum(p) - sum(p^alpha)) / (alpha - 1)."""
+    p = [v for v in p if v]
+    return -tsallis_divergence(p, [1.0] * len(p), alpha)
+
+
+def divided(p: Sequence[float]) -> list[Any]:
+    """Return p over its sum."""
+    total = mp.fsum(mp.mpf(v) for v in p)
+    return [mp.mpf(v) / total for v in p]
+
+
+def unit_of_order(operation: Operation, p: Sequence[float], q: Sequence[float], right: Any) -> Any:
+    """Return the unit "order" of registry.Budget."""
+    alpha, total = mp.mpf(operation.keywords["alpha"]), mp.fsum(mp.mpf(v) for v in p)
+    if not total or abs((alpha - 1) * tsallis_divergence(p, q, alpha)) > 0.75 * total:
+        return abs(right)
+    parts = alpha * alpha_divergence(p, q, alpha) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(p, q, strict=True)))
+    return max(abs(right), parts / total if operation.function == "renyi_divergence" else parts)
+
+
 EXACT = {
     "logsumexp": logsumexp,
     "softmax": softmax,
@@ -218,6 +289,13 @@ EXACT = {
     "kl_divergence[normalize]": kl_normalized,
     "generalized_kl": generalized_kl,
     **POINTWISE,
+    # order alpha (renyi)
+    "renyi_entropy[alpha=2]": partial(renyi_entropy, alpha=2),
+    "tsallis_entropy[alpha=0.5]": partial(tsallis_entropy, alpha=0.5),
+    "renyi_divergence[alpha=0.5]": partial(renyi_divergence, alpha=0.5),
+    "renyi_divergence[alpha=2,normalize]": lambda p, q: renyi_divergence(divided(p), divided(q), 2),
+    "tsallis_divergence[alpha=1.5]": partial(tsallis_divergence, alpha=1.5),
+    "alpha_divergence[alpha=0.3]": partial(alpha_divergence, alpha=0.3),
 }
 
 
@@ -321,6 +399,8 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
             return cross_entropy(x[0], x[-1], of=abs)
         case "logs":
             return abs(right) + cross_entropy(x[0], x[0], of=abs) + cross_entropy(x[0], x[1], of=abs)
+        case "order":
+            return unit_of_order(operation, *x, right)
         case "kl":
             return generalized_kl(*x) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(*x, strict=True)))
         case "overlap":
@@ -335,7 +415,8 @@ def errors_over_budget(got: np.ndarray, right: Sequence[Any], bounds: Sequence[A
     largest = float(np.finfo(got.dtype).max)
     for g, r, bound in zip(np.asarray(got, np.float64).reshape(-1).tolist(), right, bounds, strict=True):
         if not (math.isfinite(g) and mp.isfinite(r)):
-            fractions.append(0.0 if g == r or (g == math.inf and r > largest) else math.inf)
+            beyond = math.isinf(g) and abs(r) > largest and (g > 0) == (r > 0)     # no number of the type is that large
+            fractions.append(0.0 if g == r or beyond else math.inf)
             continue
         error = abs(mp.mpf(g) - r)
         fractions.append(float(error / bound) if bound else math.inf if error else 0.0)
@@ -356,6 +437,11 @@ def relative_errors(got: Iterable[float], right: Sequence[Any], budget: Budget, 
 def evaluate(module: ModuleType, operation: Operation, arrays: Sequence[Any], **keywords: Any) -> Any:
     """Call the operation's function, of fastkl or of fastkl.reference."""
     return getattr(module, operation.function)(*arrays, **operation.keywords, **keywords)
+
+
+def takes(operation: Operation, keyword: str) -> bool:
+    """Whether the operation's function has this keyword."""
+    return keyword in inspect.signature(getattr(fk, operation.function)).parameters
 
 
 def stacked(rows: Sequence[Row]) -> list[np.ndarray]:

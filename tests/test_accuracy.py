@@ -14,7 +14,6 @@ from conftest import TIERS, generator
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_edges import takes_base
 
 import fastkl as fk
 from fastkl import _kernels
@@ -23,7 +22,7 @@ from fastkl.registry import DOMINANT_LOGSUMEXP, OPERATIONS, Operation
 BY_ID = {operation.id: operation for operation in OPERATIONS}
 DTYPES = ("float32", "float64")
 SIZES = (1, 2, 3, 10, 63, 64, 65, 100, 127, 128, 129, 1000, 4095, 4096, 4097, 140_000)
-UNITS = ("relative", "absolute-sum", "kl", "overlap")
+UNITS = ("relative", "absolute-sum", "kl", "overlap", "order")
 DIVERGENCES = ("generalized_kl", "kl_divergence[normalize]")
 
 # A row that has been measured: the row, the right results, the errors allowed.
@@ -172,7 +171,7 @@ def test_any_short_row(operation: Operation, dtype: str) -> None:
     if operation.domain == "logits":
         rows = any_row(dtype, -1e4, 1e4, 1e4 - 1, -np.inf) | any_row(dtype, -30, 30) | any_row(dtype, -1e30, 1e30)
     else:
-        largest = 1.0 if operation.function == "entropy" else 1e30 if dtype == "float32" else 1e300
+        largest = 1.0 if operation.operands == ("p",) else 1e30 if dtype == "float32" else 1e300
         rows = any_row(dtype, 0, 1, float(np.finfo(dtype).smallest_subnormal)) | any_row(dtype, 0, largest)
 
     @given(rows, st.integers(0, 39))
@@ -276,7 +275,7 @@ def test_narrow_types(operation: Operation, size: int, narrow: str, tier: str, r
     if half:
         rows = [row for row in oracle.rows_for(operation, size, dtype, rng) if row.kind != "every scale"]
     else:
-        low, high = (0, 2) if narrow == "bool" or operation.function == "entropy" else (-90, 90)
+        low, high = (0, 2) if narrow == "bool" or operation.operands == ("p",) else (-90, 90)
         low = 0 if operation.domain == "probabilities" or narrow == "uint8" else low
         rows = [oracle.Row(str(i), tuple(rng.integers(low, high, (2, size)))) for i in range(5)]
         rows = [oracle.Row(row.kind, row.arguments[: len(operation.operands)]) for row in rows]
@@ -326,7 +325,11 @@ def test_weighted_logsumexp(signs: str, dtype: str, size: int, tier: str, rng: n
 @pytest.mark.parametrize(
     "operation",
     # Of js_distance the base is under the root.
-    [o for o in OPERATIONS if o.budget.scale in UNITS and takes_base(o) and o.function != "js_distance"],
+    [
+        o
+        for o in OPERATIONS
+        if o.budget.scale in UNITS and oracle.takes(o, "base") and o.function != "js_distance"
+    ],
     ids=lambda o: o.id,
 )
 def test_base(operation: Operation, dtype: str, base: float, rng: np.random.Generator) -> None:

@@ -36,7 +36,6 @@ import fastkl.dask as fd  # noqa: E402
 from fastkl.batch.cluster import Cluster  # noqa: E402
 
 REPEATS = range(int(os.environ.get("FASTKL_REPEATS", "2")))
-# The functions of fastkl.divergences are not.
 OFFERED = [operation for operation in OPERATIONS if operation.function in fd.__all__]
 operations = pytest.mark.parametrize("operation", OFFERED, ids=lambda operation: operation.id)
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -147,6 +147,125 @@ EDGES: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
     ("softmax_cross_entropy", ([NAN, INF], 1), {"ignore_index": 1}, 0.0),
     ("softmax_cross_entropy", ([NAN, INF], -100), {"ignore_index": -100}, 0.0),
 ]
+# order alpha (renyi)
+_POINT = [0.0, 1.0]
+EDGES += [
+    ("renyi_entropy", ([0.5, 0.5], 0.0), {}, LN2),
+    ("renyi_entropy", ([0.5, 0.5], 3.0), {"base": 2}, 1.0),
+    ("renyi_entropy", ([0.5, 0.5], INF), {}, LN2),
+    ("renyi_entropy", ([0.5, 0.5], 1e300), {}, LN2),
+    ("renyi_entropy", ([0.5, 0.25], 1.0), {}, 4 / 3 * LN2),
+    ("renyi_entropy", ([0.25, 0.25], 0.0), {}, 2 * LN2),
+    ("renyi_entropy", ([2.0, 2.0], 2.0), {}, -LN2),
+    ("renyi_entropy", ([2.0, 2.0], 2.0), {"normalize": True}, LN2),
+    ("renyi_entropy", ([DENORMAL, DENORMAL], 2.0), {"normalize": True}, LN2),
+    ("renyi_entropy", ([3e38, 3e38], 0.5), {"normalize": True}, LN2),
+    ("renyi_entropy", ([0.0, 0.0], 2.0), {"given": "logits"}, LN2),
+    ("renyi_entropy", ([3e38, -3e38], 2.0), {"given": "logits"}, 0.0),
+    ("renyi_entropy", ([-LN2, -LN2], 2.0), {"given": "log_probs"}, LN2),
+    ("renyi_entropy", ([0.0, 2 * LN2], 0.0), {"given": "logits", "temperature": 2.0}, LN2),
+    ("tsallis_entropy", ([0.5, 0.5], 0.0), {}, 1.0),
+    ("tsallis_entropy", ([0.5, 0.5], 1.0), {}, LN2),
+    ("tsallis_entropy", ([0.5, 0.5], 2.0), {}, 0.5),
+    ("tsallis_entropy", ([2.0, 2.0], 2.0), {}, -4.0),
+    ("tsallis_entropy", ([2.0, 2.0], 2.0), {"normalize": True}, 0.5),
+    ("tsallis_entropy", ([0.0, 0.0], 2.0), {"given": "logits"}, 0.5),
+    ("tsallis_entropy", ([-LN2, -INF], 2.0), {"given": "log_probs"}, 0.25),
+    ("renyi_divergence", ([0.25, 0.75], [0.5, 0.5], INF), {}, math.log(1.5)),
+    ("renyi_divergence", ([0.25, 0.75], [0.5, 0.5], 1e300), {}, math.log(1.5)),
+    ("renyi_divergence", ([0.25, 0.75], [0.5, 0.5], 2.0), {"base": 2}, math.log2(1.25)),
+    ("renyi_divergence", ([0.0, 1.0], [0.5, 0.5], 0.0), {}, LN2),
+    ("renyi_divergence", ([0.5, 0.5], [0.0, 1.0], 0.0), {}, 0.0),
+    ("renyi_divergence", ([0.5, 0.5], [0.0, 1.0], 0.5), {}, LN2),
+    ("renyi_divergence", ([2.0, 2.0], [1.0, 1.0], 0.5), {}, LN2),
+    ("renyi_divergence", ([1.0, 1.0], [2.0, 2.0], 2.0), {}, -LN2),
+    ("renyi_divergence", ([0.0, 0.0], [0.5, 0.5], 2.0), {}, NAN),
+    ("renyi_divergence", ([0.5, 0.5], [0.0, 0.0], 0.5), {}, INF),
+    ("renyi_divergence", ([-LN2, -LN2], [-LN2, -INF], 0.5), {"given": "log_probs"}, 2 * LN2),
+    ("renyi_divergence", ([0.0, 0.0], [-INF, 0.0], 0.5), {"given": "logits"}, LN2),
+    ("renyi_divergence", ([1.0, 2.0], [3.0, 4.0], 3.0), {"given": "logits"}, 0.0),
+    ("renyi_divergence", ([0.0, 0.0], [0.0, 1e6], 1e7), {"given": "logits"}, 1e6),
+    ("renyi_divergence", ([0.0, 1e6], [0.0, 1e6], 1e7), {"given": "logits"}, 0.0),
+    ("tsallis_divergence", ([0.5, 0.5], [0.0, 1.0], 0.0), {}, 0.0),
+    ("tsallis_divergence", ([0.0, 1.0], [0.5, 0.5], 0.0), {}, 0.5),
+    ("tsallis_divergence", ([0.5, 0.5], [0.0, 1.0], 0.5), {}, 2 - math.sqrt(2)),
+    ("tsallis_divergence", ([1.0, 0.0], [0.0, 1.0], 0.5), {}, 2.0),
+    ("tsallis_divergence", ([2.0, 2.0], [1.0, 1.0], 1.0), {}, 4 * LN2),
+    ("tsallis_divergence", ([1.0, 1.0], [2.0, 2.0], 2.0), {}, -1.0),
+    ("tsallis_divergence", ([0.0, 0.0], [0.5, 0.5], 2.0), {}, 0.0),
+    ("tsallis_divergence", ([0.0, 0.0], [0.0, 0.0], 0.3), {}, 0.0),
+    ("tsallis_divergence", ([0.0, 0.0], [-INF, 0.0], 1.0), {"given": "logits"}, INF),
+    ("alpha_divergence", ([0.5, 0.5], [0.0, 1.0], 0.5), {}, 4 - 2 * math.sqrt(2)),
+    ("alpha_divergence", ([0.5, 0.5], [0.0, 1.0], 0.0), {}, LN2),
+    ("alpha_divergence", ([0.0, 1.0], [0.5, 0.5], 0.0), {}, INF),
+    ("alpha_divergence", ([0.0, 1.0], [0.5, 0.5], -2.0), {}, INF),
+    ("alpha_divergence", ([0.0, 1.0], [0.5, 0.5], 1.0), {}, LN2),
+    ("alpha_divergence", ([0.0, 1.0], [0.5, 0.5], 2.0), {}, 0.5),
+    ("alpha_divergence", ([0.0, 0.5], [0.25, 0.5], 0.25), {}, 1.0),
+    ("alpha_divergence", ([0.0, 0.0], [0.0, 0.0], 0.3), {}, 0.0),
+    ("alpha_divergence", ([1.0, 1.0], [2.0, 2.0], 2.0), {}, 0.5),
+    ("alpha_divergence", ([1.0, 1.0], [2.0, 2.0], 2.0), {"normalize": True}, 0.0),
+]
+for _alpha in (0.0, 0.3, 1.0, 2.0, 1e5, INF):
+    EDGES += [
+        ("renyi_entropy", (_POINT, _alpha), {}, 0.0),
+        ("renyi_entropy", ([-0.0, 1.0], _alpha), {}, 0.0),
+        ("renyi_entropy", ([0.0, 0.0], _alpha), {}, NAN),
+        ("renyi_entropy", ([0.0, 0.0], _alpha), {"normalize": True}, NAN),
+        ("renyi_entropy", ([0.0, -INF], _alpha), {"given": "logits"}, 0.0),
+        ("renyi_entropy", ([NAN, 1.0], _alpha), {"where": [F, T]}, 0.0),
+        ("renyi_divergence", (_POINT, _POINT, _alpha), {}, 0.0),
+        ("renyi_divergence", ([0.3, 0.7], [0.3, 0.7], _alpha), {}, 0.0),
+        ("renyi_divergence", ([0.3, 0.7], [0.3, 0.7], _alpha), {"normalize": True}, 0.0),
+        ("renyi_divergence", ([1.0, 0.0], _POINT, _alpha), {}, INF),
+        ("renyi_divergence", ([0.5, 0.5], [0.0, 0.0], _alpha), {"normalize": True}, NAN),
+        ("renyi_divergence", ([0.0, 0.0], [0.5, 0.5], _alpha), {"normalize": True}, NAN),
+        ("renyi_divergence", ([0.0, -INF], [-INF, 0.0], _alpha), {"given": "logits"}, INF),
+        ("renyi_divergence", ([0.0, -INF], [7.0, -INF], _alpha), {"given": "logits"}, 0.0),
+        ("renyi_divergence", ([0.5, 0.5], [0.5, 0.5], _alpha), {"where": [F, F]}, NAN),
+    ]
+    if _alpha >= 1:
+        EDGES += [
+            ("renyi_divergence", ([0.5, 0.5], _POINT, _alpha), {}, INF),
+            ("renyi_divergence", ([DENORMAL, 1.0], [-0.0, 1.0], _alpha), {}, INF),
+        ]
+    if _alpha < INF:
+        EDGES += [
+            ("tsallis_entropy", (_POINT, _alpha), {}, 0.0),
+            ("tsallis_entropy", ([0.0, 0.0], _alpha), {}, 0.0),
+            ("tsallis_entropy", ([NAN, 1.0], _alpha), {"where": [F, F]}, 0.0),
+            ("tsallis_entropy", ([0.0, -INF], _alpha), {"given": "logits"}, 0.0),
+            ("tsallis_divergence", ([0.3, 0.7], [0.3, 0.7], _alpha), {}, 0.0),
+            ("tsallis_divergence", ([1.0, 3.0], [2.0, 6.0], _alpha), {"normalize": True}, 0.0),
+            ("alpha_divergence", ([0.3, 0.7], [0.3, 0.7], _alpha), {}, 0.0),
+            ("alpha_divergence", ([1.0, 3.0], [2.0, 6.0], _alpha), {"normalize": True}, 0.0),
+            ("alpha_divergence", ([1.0, 2.0], [3.0, 4.0], _alpha), {"given": "logits"}, 0.0),
+        ]
+    if _alpha not in (0.3, 2.0):
+        continue
+    for _bad in (-DENORMAL, -0.5, INF, -INF, NAN):
+        for _function in ("renyi_entropy", "tsallis_entropy"):
+            EDGES += [
+                (_function, ([_bad, 0.5], _alpha), {}, NAN),
+                (_function, ([_bad, 0.5], _alpha), {"normalize": True}, NAN),
+                (_function, ([_bad, 1.0], _alpha), {"where": [F, T]}, 0.0),
+            ]
+        for _function in ("renyi_divergence", "tsallis_divergence", "alpha_divergence"):
+            EDGES += [
+                (_function, ([_bad, 0.5], [0.5, 0.5], _alpha), {}, NAN),
+                (_function, ([0.5, 0.5], [_bad, 0.5], _alpha), {}, NAN),
+                (_function, ([0.0, 1.0], [_bad, 0.5], _alpha), {}, NAN),
+                (_function, ([_bad, 0.5], [0.0, 0.0], _alpha), {}, NAN),
+                (_function, ([_bad, 0.5], [0.5, 0.5], _alpha), {"normalize": True}, NAN),
+                (_function, ([_bad, 1.0], [_bad, 1.0], _alpha), {"where": [F, T]}, 0.0),
+            ]
+    for _bad in (INF, NAN):
+        EDGES += [
+            ("renyi_entropy", ([_bad, 0.0], _alpha), {"given": "logits"}, NAN),
+            ("renyi_entropy", ([-INF, -INF], _alpha), {"given": "logits"}, NAN),
+            ("renyi_divergence", ([_bad, 0.0], [0.0, 0.0], _alpha), {"given": "logits"}, NAN),
+            ("renyi_divergence", ([0.0, 0.0], [_bad, 0.0], _alpha), {"given": "log_probs"}, NAN),
+        ]
 for _function in ("cross_entropy", "kl_divergence", "generalized_kl"):
     for _bad in (-DENORMAL, -0.5, INF, -INF, NAN):
         EDGES += [
@@ -294,12 +413,14 @@ EMPTY = {
     "generalized_kl": 0.0,
     # pointwise
     **{id_: NAN if "normalize" in id_ else INF if "bhatt" in id_ else 0.0 for id_ in oracle.POINTWISE},
+    # order alpha (renyi)
+    "renyi_entropy[alpha=2]": NAN,
+    "tsallis_entropy[alpha=0.5]": 0.0,
+    "renyi_divergence[alpha=0.5]": NAN,
+    "renyi_divergence[alpha=2,normalize]": NAN,
+    "tsallis_divergence[alpha=1.5]": 0.0,
+    "alpha_divergence[alpha=0.3]": 0.0,
 }
-
-
-def takes_base(operation: Operation) -> bool:
-    """Whether the result has a unit: that of a logarithm."""
-    return "base" in inspect.signature(getattr(fk, operation.function)).parameters
 
 
 def operands(operation: Operation, shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> list[np.ndarray]:
@@ -405,7 +526,7 @@ def test_behaves_as_the_reference(operation: Operation, dtype: str, round_: int,
             v[strewn] = rng.choice(oddities, strewn.sum())
         if rng.random() < 0.5:
             keywords["where"] = rng.random(shape) < rng.choice([0.1, 0.5, 0.9])
-        if rng.random() < 0.3 and operation.domain == "probabilities" and takes_base(operation):
+        if rng.random() < 0.3 and operation.domain == "probabilities" and oracle.takes(operation, "base"):
             keywords["base"] = float(rng.choice([2, 10, 0.5]))
         if operation.id == "logsumexp" and rng.random() < 0.5:
             keywords["b"] = rng.choice([0.0, 0.5, 1.0, 2.0, -1.0], shape).astype(dtype)
@@ -428,11 +549,13 @@ def test_behaves_as_the_reference(operation: Operation, dtype: str, round_: int,
         finite = np.isfinite(right)
         np.testing.assert_array_equal(got[~finite], right[~finite], err_msg=what)
         never_negative = operation.budget.scale in ("relative", "distance") and operation.operands == ("p", "q")
-        if never_negative and keywords.get("base", 2) > 1:
+        positive = never_negative or "normalize" in operation.keywords or operation.function == "alpha_divergence"
+        if positive and keywords.get("base", 2) > 1:
             assert not (got < 0).any(), what
         # Sums of terms of both signs up to 1e30 * 70: the oracle judges digits, this judges meaning.
         largest = max(1.0, *(np.abs(v[np.isfinite(v)]).max(initial=0) for v in arrays[:2])) * 100
-        scale = largest if operation.id in ("kl_divergence", "cross_entropy", "entropy", "logsumexp") else 1.0
+        summed = ("kl_divergence", "cross_entropy", "entropy", "logsumexp", "tsallis_entropy", "tsallis_divergence")
+        scale = largest if operation.function in summed and not operation.form.endswith(("logits", "normalize")) else 1.0
         atol = 1e-6 * scale if largest > 1000 or dtype == "float32" else 1e-13 * scale
         np.testing.assert_allclose(got[finite], right[finite], rtol=1e-5 if dtype == "float32" else 1e-10, atol=atol)
 

@@ -24,6 +24,8 @@ cdef enum Op:
     TRIANGULAR
     SCORE                           # score.pxi, of one operand
     SCORE_OF_TWO
+    ALPHA_OF_ONE                     # alpha.pxi, of one operand
+    ALPHA_OF_TWO
 
 cdef struct Operand:
     char* data
