@@ -6,9 +6,11 @@ and a row's result is the same bits in any batch, layout and number of threads.
 ==============  =====================================================================================
 room            what is in it
 ==============  =====================================================================================
-``logspace``    logsumexp, softmax, log_softmax
-``information`` entropy, cross_entropy, kl_divergence, generalized_kl
-``labels``      softmax_cross_entropy
+``logspace``    logsumexp, softmax, log_softmax, logcumsumexp
+``information`` entropy, perplexity, cross_entropy, kl_divergence, generalized_kl
+``transport``   wasserstein_1d
+``variational`` f_divergence of any generator, variational_bound from a critic's scores
+``labels``      softmax_cross_entropy, binary_cross_entropy
 ``rows``        score: many statistics of a row from one read
 ``reference``   every function again in plain NumPy float64: the contract
 ``registry``    a row per operation: form, accuracy budget, bytes moved
@@ -28,25 +30,33 @@ from typing import Any
 
 from . import _kernels
 from ._threads import get_num_threads, set_num_threads
-from .information import cross_entropy, entropy, generalized_kl, kl_divergence
-from .labels import softmax_cross_entropy
-from .logspace import log_softmax, logsumexp, softmax
+from .information import cross_entropy, entropy, generalized_kl, kl_divergence, perplexity
+from .labels import binary_cross_entropy, softmax_cross_entropy
+from .logspace import log_softmax, logcumsumexp, logsumexp, softmax
 from .rows import Scores, score
+from .transport import wasserstein_1d
+from .variational import f_divergence, variational_bound
 
 __all__ = [
     "Scores",
+    "binary_cross_entropy",
     "build_info",
     "cross_entropy",
     "entropy",
+    "f_divergence",
     "generalized_kl",
     "get_num_threads",
     "kl_divergence",
     "log_softmax",
+    "logcumsumexp",
     "logsumexp",
+    "perplexity",
     "score",
     "set_num_threads",
     "softmax",
     "softmax_cross_entropy",
+    "variational_bound",
+    "wasserstein_1d",
 ]
 
 

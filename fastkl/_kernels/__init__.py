@@ -29,7 +29,12 @@ TIERS = ("avx512", "avx2", "base")
     KL,
     KL_NORMALIZED,
     GENERALIZED_KL,
-) = range(11)
+    LOGCUMSUMEXP,
+    WASSERSTEIN,
+    WASSERSTEIN_NORMALIZED,
+    BINARY_LOGITS,
+    BINARY_PROBS,
+) = range(16)
 
 
 def supported() -> list[str]:

@@ -14,6 +14,11 @@ cdef enum Op:
     KL
     KL_NORMALIZED
     GENERALIZED_KL
+    LOGCUMSUMEXP                    # scan.pxi: this one and the next four
+    WASSERSTEIN
+    WASSERSTEIN_NORMALIZED
+    BINARY_LOGITS
+    BINARY_PROBS
     SCORE                           # score.pxi, of one operand
     SCORE_OF_TWO
 
@@ -48,6 +53,11 @@ cdef struct Plan:
     bint has_ignored
     uint64_t ignored
     double scale                    # 1 / ln(base)
+    bint exponential                # the result is the exponential of the entropy
+    Py_ssize_t points               # of transport: how many, and, unless NULL,
+    const int64_t* order            # which classes have them from left to right, from `split` (unless 0) on those of q,
+    const double* gaps              # and the distance from each to the next
+    Py_ssize_t split
     Py_ssize_t first_row            # rows first_row .. last_row are asked for;
     Py_ssize_t last_row             # out holds those only where flat_out
     bint flat_out
