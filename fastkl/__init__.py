@@ -8,6 +8,8 @@ room            what is in it
 ==============  =====================================================================================
 ``logspace``    logsumexp, softmax, log_softmax, logcumsumexp
 ``information`` entropy, perplexity, cross_entropy, kl_divergence, generalized_kl
+``divergences`` js_divergence, js_distance, jeffreys_divergence, hellinger_distance, bhattacharyya_distance,
+                total_variation, chi2_divergence, triangular_discrimination
 ``transport``   wasserstein_1d
 ``variational`` f_divergence of any generator, variational_bound from a critic's scores
 ``labels``      softmax_cross_entropy, binary_cross_entropy
@@ -30,6 +32,16 @@ from typing import Any
 
 from . import _kernels
 from ._threads import get_num_threads, set_num_threads
+from .divergences import (
+    bhattacharyya_distance,
+    chi2_divergence,
+    hellinger_distance,
+    jeffreys_divergence,
+    js_distance,
+    js_divergence,
+    total_variation,
+    triangular_discrimination,
+)
 from .information import cross_entropy, entropy, generalized_kl, kl_divergence, perplexity
 from .labels import binary_cross_entropy, softmax_cross_entropy
 from .logspace import log_softmax, logcumsumexp, logsumexp, softmax
@@ -39,13 +51,19 @@ from .variational import f_divergence, variational_bound
 
 __all__ = [
     "Scores",
+    "bhattacharyya_distance",
     "binary_cross_entropy",
     "build_info",
+    "chi2_divergence",
     "cross_entropy",
     "entropy",
     "f_divergence",
     "generalized_kl",
     "get_num_threads",
+    "hellinger_distance",
+    "jeffreys_divergence",
+    "js_distance",
+    "js_divergence",
     "kl_divergence",
     "log_softmax",
     "logcumsumexp",
@@ -55,6 +73,8 @@ __all__ = [
     "set_num_threads",
     "softmax",
     "softmax_cross_entropy",
+    "total_variation",
+    "triangular_discrimination",
     "variational_bound",
     "wasserstein_1d",
 ]

@@ -91,11 +91,11 @@ def wasserstein_1d(
     5.0
     """
     operands = _args.as_array(p, "p"), _args.as_array(q, "q")
-    op = _kernels.WASSERSTEIN_NORMALIZED if normalize else _kernels.WASSERSTEIN
+    op, normalize = _kernels.WASSERSTEIN, bool(normalize)
     if x is None:
         if y is not None:
             raise ValueError("y, the points of q, needs x, the points of p")
-        return per_row(op, operands, ("p", "q"), axis, where, keepdims, out, n_threads)
+        return per_row(op, operands, ("p", "q"), axis, where, keepdims, out, n_threads, normalize=normalize)
     if axis is None or isinstance(axis, (tuple, list)):
         if max(a.ndim for a in operands) > 1:
             raise ValueError(f"with points the classes lie along one axis, not {axis}")
@@ -103,10 +103,12 @@ def wasserstein_1d(
     if y is None:
         points = _points(x, "x", [a.shape[axis] for a in operands if a.ndim and a.shape[axis] != 1], "p and q have")
         order, gaps = _in_order(points)
-        return per_row(op, operands, ("p", "q"), axis, where, keepdims, out, n_threads, order=order, gaps=gaps)
+        return per_row(
+            op, operands, ("p", "q"), axis, where, keepdims, out, n_threads, normalize=normalize, order=order, gaps=gaps
+        )
     if where is not None:
         raise ValueError("where is for classes that p and q share, not for points of their own in y")
-    return _of_two_samples(op, operands, x, y, axis, keepdims, out, n_threads)
+    return _of_two_samples(normalize, operands, x, y, axis, keepdims, out, n_threads)
 
 
 def _points(x: ArrayLike, name: str, classes: Sequence[int], whose: str) -> Array:
@@ -135,7 +137,7 @@ def _in_order(points: Array) -> tuple[Array | None, Array]:
 
 
 def _of_two_samples(
-    op: int,
+    normalize: bool,
     operands: tuple[Array, Array],
     x: ArrayLike,
     y: ArrayLike,
@@ -170,8 +172,8 @@ def _of_two_samples(
     p, q = (np.broadcast_to(a, (*shape, a.shape[-1])) for a in (p, q))
     nbytes = (p.size + q.size) * dtype.itemsize
     _kernels.active.run(
-        op, dtype is FLOAT64, (p, q), None, None, result.squeeze(place) if keepdims else result, None, 1, 1.0, None,
+        _kernels.WASSERSTEIN, dtype is FLOAT64, (p, q), None, None, result.squeeze(place) if keepdims else result, None, 1, 1.0, None,
         False, 0, -1, False, threads_for(n_threads, nbytes), n_threads is not None, nbytes,
-        order=order, gaps=gaps, split=p.shape[-1],
+        normalize=normalize, order=order, gaps=gaps, split=p.shape[-1],
     )  # fmt: skip
     return result if out is not None or result.ndim else result[()]

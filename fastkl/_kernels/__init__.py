@@ -29,12 +29,21 @@ TIERS = ("avx512", "avx2", "base")
     KL,
     KL_NORMALIZED,
     GENERALIZED_KL,
+    # pointwise
+    JS,
+    JS_DISTANCE,
+    JEFFREYS,
+    HELLINGER,
+    BHATTACHARYYA,
+    TOTAL_VARIATION,
+    CHI2,
+    TRIANGULAR,
+    # scan
     LOGCUMSUMEXP,
     WASSERSTEIN,
-    WASSERSTEIN_NORMALIZED,
     BINARY_LOGITS,
     BINARY_PROBS,
-) = range(16)
+) = range(23)
 
 
 def supported() -> list[str]:

@@ -250,7 +250,7 @@ cdef loop top_lanes(const real* p, const real* q, Py_ssize_t count, Transport* s
         s.q_top[j] = y[j]
 
 
-cdef loop total_lanes(const real* p, Py_ssize_t count, const double* ups, double* sums, double* lows) noexcept nogil:
+cdef loop mass_lanes(const real* p, Py_ssize_t count, const double* ups, double* sums, double* lows) noexcept nogil:
     cdef double up[LANES]
     cdef double hi[LANES]
     cdef double lo[LANES]
@@ -411,7 +411,7 @@ cdef void transport_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* like
     for i in range(STEPS * LANES):
         p[i] = q[i] = 0     # the lanes without a row
     for phase in range(3):
-        if phase < 2 and plan.op != WASSERSTEIN_NORMALIZED:
+        if phase < 2 and not plan.normalize:
             continue
         if phase == 1:
             for i in range(LANES):
@@ -440,8 +440,8 @@ cdef void transport_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* like
                 if phase == 0:
                     top_lanes(p, q, n, &s)
                 elif phase == 1:
-                    total_lanes(p, n, s.p_up, s.p_sum, s.p_low)
-                    total_lanes(q, n, s.q_up, s.q_sum, s.q_low)
+                    mass_lanes(p, n, s.p_up, s.p_sum, s.p_low)
+                    mass_lanes(q, n, s.q_up, s.q_sum, s.q_low)
                 else:
                     transport_lanes(p, q, n, gaps, &s)
             start += n
