@@ -141,7 +141,7 @@ def _of_two_samples(
     operands: tuple[Array, Array],
     x: ArrayLike,
     y: ArrayLike,
-    axis: int,
+    axis: Any,
     keepdims: bool,
     out: Array | None,
     n_threads: int | None,
@@ -172,8 +172,8 @@ def _of_two_samples(
     p, q = (np.broadcast_to(a, (*shape, a.shape[-1])) for a in (p, q))
     nbytes = (p.size + q.size) * dtype.itemsize
     _kernels.active.run(
-        _kernels.WASSERSTEIN, dtype is FLOAT64, (p, q), None, None, result.squeeze(place) if keepdims else result, None, 1, 1.0, None,
-        False, 0, -1, False, threads_for(n_threads, nbytes), n_threads is not None, nbytes,
+        _kernels.WASSERSTEIN, dtype is FLOAT64, (p, q), None, None, result.squeeze(place) if keepdims else result, None,
+        1, 1.0, None, False, 0, -1, False, threads_for(n_threads, nbytes), n_threads is not None, nbytes,
         normalize=normalize, order=order, gaps=gaps, split=p.shape[-1],
     )  # fmt: skip
     return result if out is not None or result.ndim else result[()]

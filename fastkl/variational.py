@@ -96,7 +96,7 @@ def f_divergence(
     Domain: p, q >= 0. Both 0: 0. A negative, infinite or NaN element gives NaN for its row; ``normalize=True`` and a
     zero sum too.
 
-    Accuracy: of a named generator that of its function. Of a callable a few eps (float64) of sum(abs(q f(p/q))) more than
+    Accuracy: of a named generator that of its function. Of a callable a few eps (float64) of sum(abs(q f(p/q))) beside
     f's own error and that of p / q, which f(t) near t = 1 may multiply: a small divergence wants its named function.
     Ratios beyond the largest and the least normal float64 are taken as these.
 
@@ -145,8 +145,9 @@ def f_divergence(
 
 
 def _named(
-    name: str, p: ArrayLike, q: ArrayLike, axis: Any, normalize: bool, where: Any, keepdims: bool, out: Any, n_threads: Any
-) -> Any:
+    name: str, p: ArrayLike, q: ArrayLike, axis: Any, normalize: bool, where: Any, keepdims: bool, out: Any,
+    n_threads: Any,
+) -> Any:  # fmt: skip
     """The function that was made for a generator."""
     from . import divergences, information
 
@@ -204,21 +205,23 @@ def _fsum(values: Sequence[float]) -> float:
 
 def _blocks(arrays: Sequence[Array], outer: tuple[int, ...]) -> Iterator[tuple[slice, list[Array]]]:
     """Copies of some rows at a time, or of a piece of one that is longer than a block, each as (rows, classes)."""
+    if not outer:
+        arrays, outer = [a[None] for a in arrays], (1,)
     rows, classes = math.prod(outer), math.prod(arrays[0].shape[len(outer) :])
     together = max(1, _BLOCK // max(classes, 1))
     for row in range(0, rows, together):
         stop = min(row + together, rows)
         if classes <= _BLOCK:
             chosen = np.unravel_index(np.arange(row, stop), outer)
-            yield slice(row, stop), [a[chosen].reshape(stop - row, classes) if outer else a.reshape(1, -1) for a in arrays]
+            yield slice(row, stop), [a[chosen].reshape(stop - row, classes) for a in arrays]
             continue
-        lying = [a[np.unravel_index(row, outer)] if outer else a for a in arrays]
+        lying = [a[np.unravel_index(row, outer)] for a in arrays]
         for first in range(0, classes, _BLOCK):
             yield slice(row, stop), [a.flat[first : first + _BLOCK].reshape(1, -1) for a in lying]
 
 
 def _kept(block: Sequence[Array]) -> tuple[Array, Array]:
-    """p and q in float64, 0 where the mask, if there is one, is False."""
+    """P and q in float64, 0 where the mask, if there is one, is False."""
     p, q = (v.astype(FLOAT64) for v in block[:2])
     if len(block) > 2:
         p[~block[2]] = q[~block[2]] = 0
@@ -237,9 +240,10 @@ def _sums(arrays: Sequence[Array], outer: tuple[int, ...]) -> tuple[Array, Array
 
 
 def _terms(
-    p: Array, q: Array, f: Generator, f_at_0: float | None, slope_at_inf: float | None, outer: tuple[int, ...], at: slice
-) -> Array:
-    """q f(p / q) of a block; NaN for the whole row beside what is no probability."""
+    p: Array, q: Array, f: Generator, f_at_0: float | None, slope_at_inf: float | None, outer: tuple[int, ...],
+    at: slice,
+) -> Array:  # fmt: skip
+    """The terms q f(p / q) of a block; NaN for the whole row beside what is no probability."""
     inside = (p > 0) & (q > 0)
     t = np.clip(np.divide(p, q, out=np.ones_like(p), where=inside), _LEAST, _MOST)
     with np.errstate(all="warn"):
@@ -270,43 +274,46 @@ def _terms(
 BOUNDS = ("f-gan", "nwj", "dv", "infonce")
 
 
-def _conjugate_kl(t: Array) -> Array:
-    return np.exp(t - 1)
+def _inside(domain: Array, value: Array, t: Array) -> Array:
+    """The value in the domain of f*, elsewhere +inf; NaN for NaN."""
+    return np.where(domain, value, np.where(t == t, np.inf, np.nan))
 
 
 def _conjugate_reverse_kl(t: Array) -> Array:
-    return np.where(t < 0, -1 - np.log(np.where(t < 0, -t, 1.0)), np.inf)
+    return _inside(t < 0, -1 - np.log(-t), t)
 
 
 def _conjugate_js(t: Array) -> Array:
     # -log(2 - exp(2 t)) / 2 = -log1p(1 - exp(2 t)) / 2: no digits are lost near t = 0.
-    return np.where(2 * t < math.log(2), -np.log1p(-np.expm1(np.minimum(2 * t, 0.7))) / 2, np.inf)
+    return _inside(2 * t < math.log(2), -np.log1p(-np.expm1(np.minimum(2 * t, 0.7))) / 2, t)
 
 
 def _conjugate_hellinger(t: Array) -> Array:
-    return np.where(t < 0.5, t / (1 - 2 * np.where(t < 0.5, t, 0.0)), np.inf)
+    return _inside(t < 0.5, np.where(t > -np.inf, t / (1 - 2 * t), -0.5), t)
 
 
 def _conjugate_tv(t: Array) -> Array:
-    return np.where(t <= 0.5, np.maximum(t, -0.5), np.inf)
+    return _inside(t <= 0.5, np.maximum(t, -0.5), t)
 
 
 def _conjugate_chi2(t: Array) -> Array:
-    return np.where(t >= -2, t + t * t / 4, -1.0)
+    return np.where(t < -2, -1.0, t + t * t / 4)
 
 
 def _conjugate_neyman(t: Array) -> Array:
-    return np.where(t <= 1, 2 * t / (1 + np.sqrt(1 - np.minimum(t, 1.0))), np.inf)
+    root = np.sqrt(1 - np.minimum(t, 1.0))
+    # 2 - 2 sqrt(1 - t), without its cancellation near t = 0.
+    return _inside(t <= 1, np.where(t > -1, 2 * t / (1 + root), 2 - 2 * root), t)
 
 
 def _conjugate_triangular(t: Array) -> Array:
     root = np.sqrt(1 - np.minimum(t, 1.0))
     # 4 - t - 4 sqrt(1 - t), t being (1 - root) (1 + root).
-    return np.where(t > 1, np.inf, np.where(t >= -3, (1 - root) * (3 - root), -1.0))
+    return _inside(t <= 1, np.where(t < -3, -1.0, (t / (1 + root)) * (3 - root)), t)
 
 
+# Of KL it is exp(t - 1), whose mean logsumexp takes.
 _CONJUGATES: dict[str, Callable[[Array], Array]] = {
-    "kl": _conjugate_kl,
     "reverse_kl": _conjugate_reverse_kl,
     "js": _conjugate_js,
     "hellinger": _conjugate_hellinger,
@@ -331,8 +338,8 @@ def variational_bound(
     Parameters
     ----------
     t_p : array_like
-        The critic's scores T of samples of P, along `axis`. For "infonce" the scores of all pairs: the last two axes are
-        the N samples x and the N samples y, and the diagonal has the pairs that were drawn together.
+        The critic's scores T of samples of P, along `axis`. For "infonce" the scores of all pairs: the last two axes
+        are the N samples x and the N samples y, and the diagonal has the pairs that were drawn together.
     t_q : array_like, optional
         The scores of samples of Q, any number of them, along `axis`. Not for "infonce".
     f : str
@@ -370,17 +377,17 @@ def variational_bound(
     t < 0 for "reverse_kl", t < log(2)/2 for "js", t < 1/2 for "hellinger", t <= 1/2 for "tv", t <= 1 for "neyman" and
     "triangular". The mean over no samples is NaN.
 
-    Accuracy: means of exponentials are taken by `logsumexp`, so that none overflows unless the result does; a few eps of
-    the means, whose difference the bound is.
+    Accuracy: means of exponentials are taken by `logsumexp`, so that none overflows unless the result does; a few eps
+    of the means, whose difference the bound is.
 
     References
     ----------
-    X. Nguyen, M. J. Wainwright, M. I. Jordan, "Estimating divergence functionals and the likelihood ratio by convex risk
-    minimization", IEEE Transactions on Information Theory 56 (2010). S. Nowozin, B. Cseke, R. Tomioka, "f-GAN", NeurIPS
-    (2016). M. D. Donsker, S. R. S. Varadhan, "Asymptotic evaluation of certain Markov process expectations for large
-    time IV", Communications on Pure and Applied Mathematics 36 (1983). A. van den Oord, Y. Li, O. Vinyals, "Representation
-    learning with contrastive predictive coding" (2018). B. Poole et al., "On variational bounds of mutual information",
-    ICML (2019).
+    X. Nguyen, M. J. Wainwright, M. I. Jordan, "Estimating divergence functionals and the likelihood ratio by convex
+    risk minimization", IEEE Transactions on Information Theory 56 (2010). S. Nowozin, B. Cseke, R. Tomioka, "f-GAN",
+    NeurIPS (2016). M. D. Donsker, S. R. S. Varadhan, "Asymptotic evaluation of certain Markov process expectations for
+    large time IV", Communications on Pure and Applied Mathematics 36 (1983). A. van den Oord, Y. Li, O. Vinyals,
+    "Representation learning with contrastive predictive coding" (2018). B. Poole, S. Ozair, A. van den Oord,
+    A. Alemi, G. Tucker, "On variational bounds of mutual information", ICML (2019).
 
     Examples
     --------
@@ -394,7 +401,7 @@ def variational_bound(
     bound = _args.choice(bound, "bound", BOUNDS)
     if bound != "f-gan" and f != "kl":
         raise ValueError(f"bound={bound!r} is of KL; f={f!r} goes with bound='f-gan'")
-    f = _args.choice(f, "f", tuple(_CONJUGATES))
+    f = _args.choice(f, "f", ("kl", *_CONJUGATES))
     scores = _args.as_array(t_p, "t_p")
     if bound == "infonce":
         if t_q is not None:
