@@ -194,6 +194,8 @@ cdef struct Transport:
     double p_low[LANES]
     double q_sum[LANES]
     double q_low[LANES]
+    double p_least[LANES]           # while they are added, the sums have a third part
+    double q_least[LANES]
     double hi[LANES]                # F
     double lo[LANES]
     double t[LANES]                 # the sum over it
@@ -250,22 +252,34 @@ cdef loop top_lanes(const real* p, const real* q, Py_ssize_t count, Transport* s
         s.q_top[j] = y[j]
 
 
-cdef loop mass_lanes(const real* p, Py_ssize_t count, const double* ups, double* sums, double* lows) noexcept nogil:
+cdef inline void three_sum_add(double* hi, double* lo, double* least, double x) noexcept nogil:
+    """hi + lo + least += x: of rows that are proportional but for their rounding, P and Q decide what is left of F."""
+    cdef double s = hi[0] + x
+    cdef double b = s - hi[0]
+    two_sum_add(lo, least, (hi[0] - (s - b)) + (x - b))
+    hi[0] = s
+
+
+cdef loop mass_lanes(const real* p, Py_ssize_t count, const double* ups, double* sums, double* lows,
+                     double* leasts) noexcept nogil:
     cdef double up[LANES]
     cdef double hi[LANES]
     cdef double lo[LANES]
+    cdef double least[LANES]
     cdef Py_ssize_t i
     cdef int j
     for j in range(LANES):
         up[j] = ups[j]
         hi[j] = sums[j]
         lo[j] = lows[j]
+        least[j] = leasts[j]
     for i in range(count):
         for j in range(LANES):
-            two_sum_add(&hi[j], &lo[j], <double>p[i * LANES + j] * up[j] * up[j])
+            three_sum_add(&hi[j], &lo[j], &least[j], <double>p[i * LANES + j] * up[j] * up[j])
     for j in range(LANES):
         sums[j] = hi[j]
         lows[j] = lo[j]
+        leasts[j] = least[j]
 
 
 cdef loop transport_lanes(const real* p, const real* q, Py_ssize_t count, const double* gaps, Transport* s) noexcept nogil:
@@ -352,9 +366,9 @@ cdef void transport_row(const real* p, const real* q, Py_ssize_t n, int phase, c
     elif phase == 1:
         for i in range(n):
             up = s.p_up[0]
-            two_sum_add(&s.p_sum[0], &s.p_low[0], x[i] * up * up)
+            three_sum_add(&s.p_sum[0], &s.p_low[0], &s.p_least[0], x[i] * up * up)
             up = s.q_up[0]
-            two_sum_add(&s.q_sum[0], &s.q_low[0], y[i] * up * up)
+            three_sum_add(&s.q_sum[0], &s.q_low[0], &s.q_least[0], y[i] * up * up)
     else:
         difference_run(x, y, s, d, rest, bad)
         for i in range(n):
@@ -407,6 +421,7 @@ cdef void transport_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* like
     cdef int phase
     for i in range(LANES):
         s.p_top[i] = s.q_top[i] = s.p_low[i] = s.q_low[i] = s.hi[i] = s.lo[i] = s.t[i] = s.t_lo[i] = s.bad[i] = 0
+        s.p_least[i] = s.q_least[i] = 0
         s.p_up[i] = s.q_up[i] = s.p_sum[i] = s.q_sum[i] = 1
     for i in range(STEPS * LANES):
         p[i] = q[i] = 0     # the lanes without a row
@@ -420,6 +435,8 @@ cdef void transport_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* like
                 s.p_sum[i] = s.q_sum[i] = 0
         elif phase == 2:
             for i in range(LANES):
+                s.p_low[i] += s.p_least[i]
+                s.q_low[i] += s.q_least[i]
                 settle(&s.p_sum[i], &s.p_low[i])
                 settle(&s.q_sum[i], &s.q_low[i])
         start = 0
@@ -440,8 +457,8 @@ cdef void transport_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* like
                 if phase == 0:
                     top_lanes(p, q, n, &s)
                 elif phase == 1:
-                    mass_lanes(p, n, s.p_up, s.p_sum, s.p_low)
-                    mass_lanes(q, n, s.q_up, s.q_sum, s.q_low)
+                    mass_lanes(p, n, s.p_up, s.p_sum, s.p_low, s.p_least)
+                    mass_lanes(q, n, s.q_up, s.q_sum, s.q_low, s.q_least)
                 else:
                     transport_lanes(p, q, n, gaps, &s)
             start += n
