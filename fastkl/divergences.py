@@ -86,12 +86,12 @@ def js_divergence(
 
     Notes
     -----
-    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN
-    element gives NaN for its row.
+    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN element
+    gives NaN for its row.
 
-    m = w p + (1 - w) q is the mixture, w the `weight`. With w = 1/2 the divergence is symmetric, to the bit, and that of
-    distributions is at most log(2). With `normalize` a row is read twice, for the sums and for the terms: the second time
-    out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
+    m = w p + (1 - w) q is the mixture, w the `weight`. With w = 1/2 the divergence is symmetric, to the bit, and that
+    of distributions is at most log(2). With `normalize` a row is read twice, for the sums and for the terms: the
+    second time out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
 
     Accuracy: below 8 eps of the result at every scale. Each term is the sum of two of `generalized_kl`, which are not
     negative, and depends on p - q where p and q are nearly equal: nothing cancels. About twice the arithmetic of
@@ -158,13 +158,13 @@ def js_distance(
 
     Notes
     -----
-    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN
-    element gives NaN for its row.
+    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN element
+    gives NaN for its row.
 
-    A metric: symmetric, to the bit, and within its accuracy it satisfies the triangle inequality. `base` is that of the
-    divergence under the root, as in SciPy's ``jensenshannon`` (which divides rows by their sums: `normalize`).
-    With `normalize` a row is read twice, for the sums and for the terms: the second time
-    out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
+    A metric: symmetric, to the bit, and within its accuracy it satisfies the triangle inequality. `base` is that of
+    the divergence under the root, as in SciPy's ``jensenshannon`` (which divides rows by their sums: `normalize`).
+    With `normalize` a row is read twice, for the sums and for the terms: the second time out of cache, unless it is
+    longer than that. A row whose sum is 0 gives NaN.
 
     Accuracy: below 4 eps of the result at every scale.
 
@@ -227,18 +227,18 @@ def jeffreys_divergence(
 
     Notes
     -----
-    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. Exactly one of p and q being 0 gives +inf. A negative, infinite or NaN
-    element gives NaN for its row.
+    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. Exactly one of p and q being 0 gives
+    +inf. A negative, infinite or NaN element gives NaN for its row.
 
-    It is KL(p, q) + KL(q, p), symmetric to the bit. With `normalize` a row is read twice, for the sums and for the terms: the second time
-    out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
+    It is KL(p, q) + KL(q, p), symmetric to the bit. With `normalize` a row is read twice, for the sums and for the
+    terms: the second time out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
 
     Accuracy: below 8 eps of the result at every scale: every term is >= 0 and a product.
 
     References
     ----------
-    H. Jeffreys, "An invariant form for the prior probability in estimation problems", Proceedings of the Royal Society A
-    186 (1946).
+    H. Jeffreys, "An invariant form for the prior probability in estimation problems", Proceedings of the Royal Society
+    A 186 (1946).
 
     Examples
     --------
@@ -291,19 +291,20 @@ def hellinger_distance(
 
     Notes
     -----
-    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN
-    element gives NaN for its row.
+    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN element
+    gives NaN for its row.
 
-    A metric: symmetric, to the bit; that of distributions is at most 1. With `normalize` a row is read twice, for the sums and for the terms: the second time
-    out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
+    A metric: symmetric, to the bit; that of distributions is at most 1. With `normalize` a row is read twice, for the
+    sums and for the terms: the second time out of cache, unless it is longer than that. A row whose sum is 0 gives
+    NaN.
 
-    Accuracy: below 4 eps of the result at every scale: sqrt(p) - sqrt(q) is (p - q) / (sqrt(p) + sqrt(q)). In float64 its
-    two square roots and division take the time, not the memory.
+    Accuracy: below 4 eps of the result at every scale: sqrt(p) - sqrt(q) is (p - q) / (sqrt(p) + sqrt(q)). In float64
+    its two square roots and division take the time, not the memory.
 
     References
     ----------
-    E. Hellinger, "Neue Begründung der Theorie quadratischer Formen von unendlichvielen Veränderlichen", Journal für die
-    reine und angewandte Mathematik 136 (1909).
+    E. Hellinger, "Neue Begründung der Theorie quadratischer Formen von unendlichvielen Veränderlichen", Journal für
+    die reine und angewandte Mathematik 136 (1909).
 
     Examples
     --------
@@ -359,17 +360,18 @@ def bhattacharyya_distance(
 
     Notes
     -----
-    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN
-    element gives NaN for its row.
+    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN element
+    gives NaN for its row.
 
-    Symmetric, to the bit. Rows without a common class give +inf. The sum is 1 + (sum(p) - 1 + sum(q) - 1) / 2 - H, H the
-    square of `hellinger_distance`; while that is near 1 the result is the log1p of these small parts. Rows that sum
-    to more than 1 may give a negative result, as the formula does. With `normalize` a row is read twice, for the sums and for the terms: the second time
-    out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
+    Symmetric, to the bit. Rows without a common class give +inf. The sum is 1 + (sum(p) - 1 + sum(q) - 1) / 2 - H, H
+    the square of `hellinger_distance`; while that is near 1 the result is the log1p of these small parts. Rows that
+    sum to more than 1 may give a negative result, as the formula does. With `normalize` a row is read twice, for the
+    sums and for the terms: the second time out of cache, unless it is longer than that. A row whose sum is 0 gives
+    NaN.
 
-    Accuracy: with `normalize` below 8 eps of the result at every scale. Without, the rows' sums may differ from 1 by more
-    than the rows from each other: the parts H and (sum(p) + sum(q)) / 2 - 1 are each right to 8 eps, the latter down to
-    2**-52.
+    Accuracy: with `normalize` below 8 eps of the result at every scale. Without, the rows' sums may differ from 1 by
+    more than the rows from each other: the parts H and (sum(p) + sum(q)) / 2 - 1 are each right to 8 eps, the latter
+    down to 2**-52.
 
     References
     ----------
@@ -427,14 +429,15 @@ def total_variation(
 
     Notes
     -----
-    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN
-    element gives NaN for its row.
+    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN element
+    gives NaN for its row.
 
-    A metric: symmetric, to the bit; that of distributions is at most 1. With `normalize` a row is read twice, for the sums and for the terms: the second time
-    out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
+    A metric: symmetric, to the bit; that of distributions is at most 1. With `normalize` a row is read twice, for the
+    sums and for the terms: the second time out of cache, unless it is longer than that. A row whose sum is 0 gives
+    NaN.
 
-    Accuracy: below 4 eps of the result; with `normalize` not below 4 eps of 2**-100, where the rows are proportional but for
-    their rounding.
+    Accuracy: below 4 eps of the result; with `normalize` not below 4 eps of 2**-100, where the rows are proportional
+    but for their rounding.
 
     References
     ----------
@@ -494,11 +497,11 @@ def chi2_divergence(
 
     Notes
     -----
-    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. p > 0 where q = 0 gives +inf (Neyman: q > 0 where p = 0). A negative, infinite or NaN
-    element gives NaN for its row.
+    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. p > 0 where q = 0 gives +inf (Neyman: q
+    > 0 where p = 0). A negative, infinite or NaN element gives NaN for its row.
 
-    With `normalize` a row is read twice, for the sums and for the terms: the second time
-    out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
+    With `normalize` a row is read twice, for the sums and for the terms: the second time out of cache, unless it is
+    longer than that. A row whose sum is 0 gives NaN.
 
     Accuracy: below 8 eps of the result at every scale, also where (p - q)**2 is out of the type's range.
 
@@ -562,18 +565,19 @@ def triangular_discrimination(
 
     Notes
     -----
-    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN
-    element gives NaN for its row.
+    Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN element
+    gives NaN for its row.
 
-    Symmetric, to the bit; that of distributions is at most 2, and its half lies between JS / log(2) and 2 JS. With `normalize` a row is read twice, for the sums and for the terms: the second time
-    out of cache, unless it is longer than that. A row whose sum is 0 gives NaN.
+    Symmetric, to the bit; that of distributions is at most 2, and its half lies between JS / log(2) and 2 JS. With
+    `normalize` a row is read twice, for the sums and for the terms: the second time out of cache, unless it is longer
+    than that. A row whose sum is 0 gives NaN.
 
     Accuracy: below 8 eps of the result at every scale, also where (p - q)**2 is out of the type's range.
 
     References
     ----------
-    F. Topsøe, "Some inequalities for information divergence and related measures of discrimination", IEEE Transactions on
-    Information Theory 46 (2000).
+    F. Topsøe, "Some inequalities for information divergence and related measures of discrimination", IEEE Transactions
+    on Information Theory 46 (2000).
 
     Examples
     --------

@@ -81,10 +81,10 @@ cdef inline double term_any(int op, double p, double q, double d, double weight)
         m = weight * p + rest * q
         # What m was rounded by, told by d; farther away it does not matter.
         gap = (p - m) - rest * d
-        gap = gap if m <= 2 * p and p <= 2 * m else 0
+        gap = gap if (m <= 2 * p) & (p <= 2 * m) else 0
         a = kl_term_any_f64(p, m, gap)
         gap = (q - m) + weight * d
-        gap = gap if m <= 2 * q and q <= 2 * m else 0
+        gap = gap if (m <= 2 * q) & (q <= 2 * m) else 0
         b = kl_term_any_f64(q, m, gap)
         # m = 0 under p: its weight is 0, or adds less than a denormal.
         a = a if a != infinity else 0
@@ -92,24 +92,25 @@ cdef inline double term_any(int op, double p, double q, double d, double weight)
         result = weight * a + rest * b
     elif op == JEFFREYS:
         gap = (p - q) - d
+        gap = gap if (p <= 2 * q) & (q <= 2 * p) else 0
         result = kl_term_any_f64(p, q, gap) + kl_term_any_f64(q, p, -gap)
     elif op == CHI2:
         # d / q may overflow where d^2 / q does not, and d^2 be denormal where q is not.
         a = d * d / q
         b = d * (d / q)
-        result = a if q < 2.0 ** -500 and size > 2.0 ** -500 else b
+        result = a if (q < 2.0 ** -500) & (size > 2.0 ** -500) else b
         result = result if d != 0 else 0
-        result = result if q != 0 or p == 0 else infinity
+        result = result if (q != 0) | (p == 0) else infinity
     elif op == TRIANGULAR:
-        half = 0.5 if p > 1e300 or q > 1e300 else 1     # p + q may overflow
+        half = 0.5 if (p > 1e300) | (q > 1e300) else 1     # p + q may overflow
         result = size * ((half * size) / (half * p + half * q))
         result = result if d != 0 else 0
     else:
         a = sqrt(p) + sqrt(q)
         result = size / a * (size / a) / 2
         result = result if a != 0 else 0
-    result = result if p >= 0 and q >= 0 else none
-    return result if p < infinity and q < infinity else none
+    result = result if (p >= 0) & (q >= 0) else none
+    return result if (p < infinity) & (q < infinity) else none
 
 
 # The rows' sums as what to multiply by: 1 / sum in two parts, a lane each.
@@ -139,7 +140,7 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
                        const Py_ssize_t* at, const Reciprocals* by, real weight, double* sums, double* overlaps,
                        double* masses, double* masses_lo, int* odd, const char* p_next, const char* q_next) noexcept nogil:
     """A lane's sum of terms, and 1 in odd where one of its pairs was out of the terms' domain; for BHATTACHARYYA also the
-    sums of sqrt(p q) and, unless divided by the rows' sums, of p + q (a two-sum)."""
+    sums of sqrt(p q), not divided by the rows' sums, and unless there are such that of p + q (a two-sum)."""
     cdef real s[LANES]
     cdef real o[LANES]
     cdef real a[LANES]
@@ -182,7 +183,7 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
             for j in range(LANES):
                 s[j] += term(op, a[j], b[j], d[j], weight)
                 if op == BHATTACHARYYA:
-                    o[j] += root(a[j]) * root(b[j])
+                    o[j] += root(x[j]) * root(y[j])
                 if real is float:
                     odd32[j] |= fk_outside_f32(a[j], b[j], zero, high)
                 else:
@@ -261,7 +262,7 @@ cdef inlined sum_any_terms(int op, const real* p, const real* q, Py_ssize_t coun
     cdef double u_lo[LANES]
     cdef double w[LANES]
     cdef double w_lo[LANES]
-    cdef double both, part
+    cdef double both, part, none = NAN
     cdef Py_ssize_t i
     cdef int j
     cdef const real* x
@@ -278,11 +279,16 @@ cdef inlined sum_any_terms(int op, const real* p, const real* q, Py_ssize_t coun
         if by != NULL:
             for j in range(LANES):
                 d[j] = divided[double](x[j], y[j], by.p[j], by.p_lo[j], by.q[j], by.q_lo[j], &a[j], &b[j])
+            if op == CHI2 or op == JEFFREYS:
+                # A quotient that is denormal, or 0 where p is not, makes the row NaN: it is left to far_row.
+                for j in range(LANES):
+                    a[j] = a[j] if (a[j] > 2.0 ** -960) | (x[j] == 0) else none
+                    b[j] = b[j] if (b[j] > 2.0 ** -960) | (y[j] == 0) else none
         for j in range(LANES):
             two_sum_add(&t[j], &t_lo[j], term_any(op, a[j], b[j], d[j], weight))
         if op == BHATTACHARYYA:
             for j in range(LANES):
-                two_sum_add(&u[j], &u_lo[j], sqrt(a[j]) * sqrt(b[j]))
+                two_sum_add(&u[j], &u_lo[j], sqrt(<double>x[j]) * sqrt(<double>y[j]))
                 both = a[j] + b[j]
                 part = both - a[j]
                 w_lo[j] += (a[j] - (both - part)) + (b[j] - part)
@@ -351,12 +357,14 @@ cdef inline void take_reciprocal(double total, double total_lo, double* by, doub
     by_lo[0] = (fma(-r, total, 1) - r * total_lo) * r
 
 
-cdef inline int mark_odd(const double* sums, int* odd, double least) noexcept nogil:
+cdef inline int mark_odd(int op, const double* sums, const double* overlaps, int* odd, double least) noexcept nogil:
     """Also mark lanes whose sum is not finite, or so small that its terms may have lost digits to denormals; returns
     whether any is marked."""
     cdef int j, some = 0
     for j in range(LANES):
-        odd[j] |= (sums[j] - sums[j] != 0) | ((sums[j] > 0) & (sums[j] < least))
+        odd[j] |= (sums[j] - sums[j] != 0) | ((sums[j] != 0) & (sums[j] < least))
+        if op == BHATTACHARYYA:
+            odd[j] |= (overlaps[j] - overlaps[j] != 0) | ((overlaps[j] != 0) & (overlaps[j] < least))
         some |= odd[j]
     return some
 
@@ -413,11 +421,11 @@ cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double 
             each.q[j] = st.by_q
             each.q_lo[j] = st.by_q_lo
     term_lanes(op, p, q, count, p_patch, q_patch, at, by, <real>weight, s, u, w, w_lo, odd, p_next, q_next)
-    if mark_odd(s, odd, smallest_q(p[0])):
+    if mark_odd(op, s, u, odd, smallest_q(p[0])):
         any_term_lanes(op, p, q, count, p_patch, q_patch, at, by, weight, s, u, w, w_lo)
     two_sum_add(&st.s, &st.s_lo, fold_sum(s))
     if op == BHATTACHARYYA:
-        two_sum_add(&st.u, &st.u_lo, fold_sum(u))
+        two_sum_add(&st.u, &st.u_lo, fold_sum(u) * (sqrt(st.by_p) * sqrt(st.by_q) if st.divides else 1))
         fold_two_sum(w, w_lo)
         two_sum_add(&st.v, &st.v_lo, w[0])
         st.v_lo += w_lo[0]
@@ -447,7 +455,7 @@ cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes,
         a.s_lo[first + j] = a.u_lo[first + j] = 0
     term_lanes(op, p, q, classes, p, q, at, by, <real>weight, a.s + first, a.u + first, a.v + first, a.v_lo + first, odd,
                p_next, q_next)
-    if mark_odd(a.s + first, odd, smallest_q(p[0])):
+    if mark_odd(op, a.s + first, a.u + first, odd, smallest_q(p[0])):
         any_term_lanes(op, p, q, classes, p, q, at, by, weight, s, s_lo, u, u_lo)
         for j in range(LANES):
             if odd[j]:
@@ -455,25 +463,31 @@ cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes,
                 a.u[first + j] = s_lo[j]
                 a.v[first + j] = u[j]
                 a.v_lo[first + j] = u_lo[j]
+    if normalize:
+        for j in range(LANES):
+            a.u[first + j] *= sqrt(each.p[j]) * sqrt(each.q[j])
 
 
 cdef inline double distance_of(double h, double overlap, double gap) noexcept nogil:
-    """-log(overlap), where overlap is 1 + gap - h: from these while they are small, for then overlap has lost their digits.
+    """-log(overlap), where overlap is 1 + gap - h: from these while they are small, for overlap has lost their digits then.
     """
-    if h < 0.5 and -0.5 < gap < 0.5:
+    if overlap > 0.5 and h < 0.5 and -0.5 < gap < 0.5:
         return -log1p_f64(gap - h)
     return -log_any_f64(overlap)
 
 
 cdef void finish_terms(const Plan* plan, const Sums* a, Py_ssize_t row, Py_ssize_t rows, double* out) noexcept nogil:
-    """From sums to results. Rows whose sums are out of the range of `divided` are read again."""
-    cdef double s
+    """From sums to results. Rows that `divided` may have led out of its range are read again."""
+    cdef double s, overlap
     cdef Py_ssize_t j
     for j in range(rows):
         s = closed(a.s[j], a.s_lo[j])
         if plan.op == BHATTACHARYYA:
-            s = distance_of(s, closed(a.u[j], a.u_lo[j]), 0 if plan.normalize else ((a.v[j] - 2) + a.v_lo[j]) / 2)
-        if plan.normalize and s != s:
+            overlap = closed(a.u[j], a.u_lo[j])
+            s = distance_of(s, overlap, 0 if plan.normalize else ((a.v[j] - 2) + a.v_lo[j]) / 2)
+            if overlap < 2.0 ** -900:     # products of roots may be denormal, or 0
+                s = NAN
+        if s != s and (plan.normalize or plan.op == BHATTACHARYYA):
             s = far_row(plan, row + j)
         s *= plan.scale
         if plan.op == JS_DISTANCE or plan.op == HELLINGER:
@@ -482,15 +496,16 @@ cdef void finish_terms(const Plan* plan, const Sums* a, Py_ssize_t row, Py_ssize
 
 
 cdef double far_row(const Plan* plan, Py_ssize_t row) noexcept nogil:
-    """A normalised divergence where a sum may be out of range, or NaN. p and q are brought near 1 by powers of two, and each
-    pair by one more, which its term is multiplied by: terms are homogeneous. Three reads of the row: for the largest, the
-    sums and the terms."""
+    """A divergence of p and q over their sums, at any scale: they are brought near 1 by powers of two, and each pair by one
+    more, which its term is multiplied by, for terms are homogeneous. Three reads of the row: for the largest, the sums
+    and the terms. A BHATTACHARYYA whose overlap is tiny also without sums; that is added up times 2^1000."""
     cdef double p[RUN * LANES]
     cdef double q[RUN * LANES]
     cdef double p_top = 0, q_top = 0, p_sum = 0, p_lo = 0, q_sum = 0, q_lo = 0, s = 0, s_lo = 0, u = 0, x, y, d
-    cdef double by_p = 0, by_p_lo = 0, by_q = 0, by_q_lo = 0
+    cdef double by_p = 1, by_p_lo = 0, by_q = 1, by_q_lo = 0
     cdef Py_ssize_t i, n, start
     cdef int step, p_shift = 0, q_shift = 0, p_up = 0, q_up = 0, up
+    cdef bint zeros = False, common = False
     for step in range(3):
         start = 0
         while start < plan.classes:
@@ -501,6 +516,8 @@ cdef double far_row(const Plan* plan, Py_ssize_t row) noexcept nogil:
                 if step == 0:
                     if not (0 <= p[i] < INFINITY and 0 <= q[i] < INFINITY):
                         return NAN
+                    zeros |= (q[i] == 0 and p[i] > 0) or (plan.op == JEFFREYS and p[i] == 0 and q[i] > 0)
+                    common |= p[i] > 0 and q[i] > 0
                     p_top = p[i] if p[i] > p_top else p_top
                     q_top = q[i] if q[i] > q_top else q_top
                 elif step == 1:
@@ -511,24 +528,31 @@ cdef double far_row(const Plan* plan, Py_ssize_t row) noexcept nogil:
                     y = frexp(q[i], &q_up)
                     p_up -= p_shift
                     q_up -= q_shift
-                    if p[i] > 0 and q[i] > 0 and not -900 < p_up - q_up < 900:
-                        two_sum_add(&s, &s_lo, apart_term(plan.op, x * by_p, p_up, y * by_q, q_up, plan.weight))
-                        continue
+                    if p[i] > 0 and q[i] > 0:
+                        up = (p_up + q_up) >> 1
+                        u += ldexp(sqrt((x * by_p) * (y * by_q) * (1 + (p_up + q_up - 2 * up))), up + 1000)
+                        if not -900 < p_up - q_up < 900:
+                            two_sum_add(&s, &s_lo, apart_term(plan.op, x * by_p, p_up, y * by_q, q_up, plan.weight))
+                            continue
                     up = q_up if p[i] == 0 or (q[i] > 0 and q_up > p_up) else p_up
                     d = divided[double](ldexp(x, p_up - up), ldexp(y, q_up - up), by_p, by_p_lo, by_q, by_q_lo, &x, &y)
                     two_sum_add(&s, &s_lo, ldexp(term_any(plan.op, x, y, d, plan.weight), up))
-                    u += ldexp(sqrt(x) * sqrt(y), up)
             start += n
         if step == 0:
-            if p_top == 0 or q_top == 0:
+            if plan.normalize and (p_top == 0 or q_top == 0):
                 return NAN
-            frexp(p_top, &p_shift)
-            frexp(q_top, &q_shift)
-        elif step == 1:
+            if (zeros and (plan.op == JEFFREYS or plan.op == CHI2)) or (not common and plan.op == BHATTACHARYYA):
+                return INFINITY
+            if plan.normalize:
+                frexp(p_top, &p_shift)
+                frexp(q_top, &q_shift)
+        elif step == 1 and plan.normalize:
             take_reciprocal(p_sum, p_lo, &by_p, &by_p_lo)
             take_reciprocal(q_sum, q_lo, &by_q, &by_q_lo)
     s = closed(s, s_lo)
-    return distance_of(s, u, 0) if plan.op == BHATTACHARYYA else s
+    if plan.op == BHATTACHARYYA:
+        return distance_of(s, ldexp(u, -1000), 0) if u > 2.0 ** 100 else 1000 * LN2 - log_any_f64(u)
+    return s
 
 
 cdef inline double apart_term(int op, double p, int p_up, double q, int q_up, double weight) noexcept nogil:
