@@ -79,7 +79,7 @@ class Operation:
         Empty for the plain call, else the word that tells this form from it; ``keywords`` are what it passes.
     operands
         What is passed by position: "x" and "y" (logits), "log_p" and "log_q" (log-probabilities), "p" and "q"
-        (probabilities), "labels".
+        (probabilities), "labels", "targets" (labels of two classes).
     returns
         "row": one number per row; "element": one per element.
     budget
@@ -159,6 +159,30 @@ OPERATIONS: tuple[Operation, ...] = (
             "triangular_discrimination": Budget(8, 8, "relative"),
         }.items()
     ),
+    # order alpha (renyi): computed in double for both types
+    Operation("renyi_entropy", ("p",), "row", Budget(1, 8, "relative"), 1, form="alpha=2", keywords={"alpha": 2.0}),
+    Operation("tsallis_entropy", ("p",), "row", Budget(1, 8, "relative"), 1, form="alpha=0.5", keywords={"alpha": 0.5}),
+    Operation(
+        "renyi_divergence", ("p", "q"), "row", Budget(1, 8, "order"), 2, form="alpha=0.5", keywords={"alpha": 0.5}
+    ),
+    Operation(
+        "renyi_divergence", ("p", "q"), "row", Budget(1, 8, "relative"), 2,
+        form="alpha=2,normalize", keywords={"alpha": 2.0, "normalize": True},
+    ),
+    Operation(
+        "tsallis_divergence", ("p", "q"), "row", Budget(1, 8, "order"), 2, form="alpha=1.5", keywords={"alpha": 1.5}
+    ),
+    Operation(
+        "alpha_divergence", ("p", "q"), "row", Budget(1, 8, "relative"), 2, form="alpha=0.3", keywords={"alpha": 0.3}
+    ),
+    # scan
+    Operation("logcumsumexp", ("x",), "element", Budget(1, 2, "max1"), 1, 1),
+    Operation("perplexity", ("p",), "row", Budget(5, 5, "exp"), 1),
+    Operation("perplexity", ("x",), "row", Budget(5, 5, "exp"), 1, form="logits", keywords={"given": "logits"}),
+    Operation("wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "relative"), 2),
+    Operation(
+        "wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "relative"), 2, form="normalize", keywords={"normalize": True}
+    ),
 )
 
 # given
@@ -198,23 +222,16 @@ FORMS: tuple[Operation, ...] = (
     _form("generalized_kl", ("x", "y"), _RELATIVE),
     _form("generalized_kl", ("log_p", "log_q"), _RELATIVE),
     _form("generalized_kl", ("p", "log_q"), Budget(8, 8, "logs")),
-    # order alpha (renyi): computed in double for both types
-    Operation("renyi_entropy", ("p",), "row", Budget(1, 8, "relative"), 1, form="alpha=2", keywords={"alpha": 2.0}),
-    Operation("tsallis_entropy", ("p",), "row", Budget(1, 8, "relative"), 1, form="alpha=0.5", keywords={"alpha": 0.5}),
-    Operation(
-        "renyi_divergence", ("p", "q"), "row", Budget(1, 8, "order"), 2, form="alpha=0.5", keywords={"alpha": 0.5}
-    ),
-    Operation(
-        "renyi_divergence", ("p", "q"), "row", Budget(1, 8, "relative"), 2,
-        form="alpha=2,normalize", keywords={"alpha": 2.0, "normalize": True},
-    ),
-    Operation(
-        "tsallis_divergence", ("p", "q"), "row", Budget(1, 8, "order"), 2, form="alpha=1.5", keywords={"alpha": 1.5}
-    ),
-    Operation(
-        "alpha_divergence", ("p", "q"), "row", Budget(1, 8, "relative"), 2, form="alpha=0.3", keywords={"alpha": 0.3}
-    ),
 )
+
+#: Operations of single elements, without rows or an axis; "targets" are labels from 0 to 1.
+ELEMENTWISE: tuple[Operation, ...] = (
+    Operation("binary_cross_entropy", ("p", "targets"), "element", Budget(4, 4, "relative"), 2, 1),
+    Operation(
+        "binary_cross_entropy", ("x", "targets"), "element", Budget(4, 4, "relative"), 2, 1, form="logits",
+        keywords={"given": "logits"},
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
