@@ -17,7 +17,6 @@ import fastkl  # noqa: E402
 project = "fastkl"
 release = version = fastkl.build_info()["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
-exclude_patterns = ["_build"]
 
 # `entropy` in a docstring is a link where it names something public, and emphasis where it names a parameter.
 default_role = "autolink"
@@ -33,6 +32,8 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = "fastkl"
+html_static_path = ["static"]
+html_css_files = ["fastkl.css"]
 html_copy_source = False
 html_show_copyright = False
 
