@@ -293,7 +293,7 @@ What zeros, infinities, NaNs and the ends of a type give. In fastkl:
 
 ```{{include}} ../README.md
 :start-after: "## Edges\\n"
-:end-before: "## Scoring files"
+:end-before: "[docs/edges.md]"
 ```
 
 ## The same asked of others
