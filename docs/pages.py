@@ -14,13 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import fastkl as fk
-from fastkl import reference
-from fastkl.registry import OPERATIONS, STATISTICS, Budget, Operation
+from fastkl import reference, registry
+from fastkl.registry import STATISTICS, Budget, Operation
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 #: The README's table stands between two comments.
 TABLE = re.compile(r"(?<=<!-- functions, by python docs/pages.py -->\n).*?(?=<!-- end of functions -->)", re.DOTALL)
+
+#: All rows of the registry, of whatever table.
+OPERATIONS = [
+    row for rows in vars(registry).values() if isinstance(rows, tuple) for row in rows if isinstance(row, Operation)
+]
 
 
 def functions() -> list[str]:

@@ -42,7 +42,8 @@ def test_every_public_name_has_its_page(monkeypatch: pytest.MonkeyPatch, tmp_pat
         line = re.search(rf"^\| \[{name}\]\({name}\.md\) \| `(.+?)` \| (.+?) \| (.+?) \| (.+?) \|$", index, re.M)
         assert line, f"{name} has no full line in the table"
         assert f"autofunction:: fastkl.{name}\n" in (tmp_path / f"{name}.md").read_text()
-    for operation in OPERATIONS:
+    assert [operation for operation in OPERATIONS if operation not in pages.OPERATIONS] == []
+    for operation in pages.OPERATIONS:
         page = (tmp_path / f"{operation.function}.md").read_text()
         line = re.search(rf"^\| `{re.escape(pages.call_of_form(operation))}` \| (.+) \| (.+) \| .+ \|$", page, re.M)
         assert line, f"{operation.id} is not on its page"
