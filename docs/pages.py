@@ -58,8 +58,8 @@ def formula(name: str) -> str:
 
 
 def domain(name: str) -> str:
-    """Return the sentence of the docstring that names the domain, without the word and the full stop."""
-    found = re.search(r"^Domain: (.+?)[.;](?:\s|\Z)", docstring(name), re.S | re.M)
+    """Return what the docstring says of the domain up to the first stop."""
+    found = re.search(r"^Domain: (.+?)[.;:](?:\s|\Z)", docstring(name), re.S | re.M)
     if found is None:
         raise ValueError(f"the docstring of {name} has no 'Domain: ...'")
     return markdown(found[1])
@@ -146,7 +146,8 @@ def statistics() -> Iterator[list[str]]:
 INDEX = """# Functions
 
 Of arrays of any shape; a row lies along `axis`. Numbers in pairs are of float32 and float64; float16 and bfloat16 are
-read as they are, two bytes an element, and computed as float32. A name leads to all of it.
+read as they are, two bytes an element, and computed as float32. Where there are several bounds, they are of several
+forms of call. A name leads to all of it.
 """
 
 UNITS = """
@@ -195,7 +196,7 @@ def index_page() -> str:
         title = (inspect.getdoc(sys.modules[room]) or "").split("\n\n")[0]
         lines = [["function", "formula", "domain", "error below", "bytes read per element"]]
         for name in names:
-            bounds = [f"`{o.form}` {accuracy(o.budget)}" if o.form else accuracy(o.budget) for o in forms(name)]
+            bounds = dict.fromkeys(accuracy(o.budget) for o in forms(name))
             reads = dict.fromkeys(traffic(o.arrays_read) for o in forms(name))
             cells = [f"[{name}]({name}.md)", f"`{formula(name)}`", domain(name), "<br>".join(bounds), "; ".join(reads)]
             lines.append([cell or "see there" for cell in cells])
