@@ -285,7 +285,7 @@ def rights() -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-HEAD = """% Written by docs/edges.py: change that.
+HEAD = """<!-- Written by docs/edges.py: change that. -->
 
 # Edges, here and in other libraries
 
