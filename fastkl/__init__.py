@@ -8,6 +8,8 @@ room            what is in it
 ==============  =====================================================================================
 ``logspace``    logsumexp, softmax, log_softmax
 ``information`` entropy, cross_entropy, kl_divergence, generalized_kl
+``divergences`` js_divergence, js_distance, jeffreys_divergence, hellinger_distance, bhattacharyya_distance,
+                total_variation, chi2_divergence, triangular_discrimination
 ``labels``      softmax_cross_entropy
 ``rows``        score: many statistics of a row from one read
 ``reference``   every function again in plain NumPy float64: the contract
@@ -28,6 +30,16 @@ from typing import Any
 
 from . import _kernels
 from ._threads import get_num_threads, set_num_threads
+from .divergences import (
+    bhattacharyya_distance,
+    chi2_divergence,
+    hellinger_distance,
+    jeffreys_divergence,
+    js_distance,
+    js_divergence,
+    total_variation,
+    triangular_discrimination,
+)
 from .information import cross_entropy, entropy, generalized_kl, kl_divergence
 from .labels import softmax_cross_entropy
 from .logspace import log_softmax, logsumexp, softmax
@@ -35,11 +47,17 @@ from .rows import Scores, score
 
 __all__ = [
     "Scores",
+    "bhattacharyya_distance",
     "build_info",
+    "chi2_divergence",
     "cross_entropy",
     "entropy",
     "generalized_kl",
     "get_num_threads",
+    "hellinger_distance",
+    "jeffreys_divergence",
+    "js_distance",
+    "js_divergence",
     "kl_divergence",
     "log_softmax",
     "logsumexp",
@@ -47,6 +65,8 @@ __all__ = [
     "set_num_threads",
     "softmax",
     "softmax_cross_entropy",
+    "total_variation",
+    "triangular_discrimination",
 ]
 
 

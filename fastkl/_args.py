@@ -176,6 +176,15 @@ def log_scale(base: float | None) -> float:
     return 1 / math.log(number)
 
 
+def fraction(value: Any, name: str) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} takes a number from 0 to 1, not {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} takes a number from 0 to 1, not {value!r}")
+    return float(value)
+
+
 def as_labels(labels: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Integer class numbers, one per row."""
     if type(labels) is np.ndarray:

@@ -40,10 +40,13 @@ def per_row(
     scale: float = 1.0,
     signed: bool = False,
     dtype: np.dtype[Any] | None = None,
+    weight: float = 0.5,
+    normalize: bool = False,
 ) -> Any:
     """Run an operation that gives one number per row; with `signed` also return the sign of each.
 
-    With `dtype` it is computed and given in that type, whatever the inputs' is.
+    With `dtype` it is computed and given in that type, whatever the inputs' is. `weight` and `normalize` are for the
+    operations of `divergences`.
     """
     first = operands[0]
     shape, own, nbytes = first.shape, first.dtype, len(operands) * first.nbytes
@@ -56,7 +59,7 @@ def per_row(
         result = np.empty(shape[:-1], own)
         _kernels.active.run(
             op, own is FLOAT64, operands, None, None, result, None, 1, scale, None, False, 0, -1, False,
-            threads_for(n_threads, nbytes), n_threads is not None, nbytes,
+            threads_for(n_threads, nbytes), n_threads is not None, nbytes, weight, normalize,
         )  # fmt: skip
         return result if result.ndim else result[()]
     dtype = _args.result_dtype(*operands) if dtype is None else dtype
@@ -75,7 +78,7 @@ def per_row(
         op, dtype is FLOAT64, tuple([_args.axes_last(a, axes) for a in arrays]),
         None if mask is None else _args.axes_last(mask, axes), None, _args.without(result, dropped),
         None if sign is None else _args.without(sign, dropped), len(axes), scale, None, False, 0, -1, False, threads,
-        n_threads is not None, nbytes,
+        n_threads is not None, nbytes, weight, normalize,
     )  # fmt: skip
     returned = result if out is not None or result.ndim else result[()]
     if sign is None:

@@ -203,6 +203,194 @@ def generalized_kl(
     return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
 
 
+# pointwise
+
+
+@np.errstate(all="ignore")
+def js_divergence(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    weight: float = 0.5,
+    axis: Axis = -1,
+    base: float | None = None,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """With m = w p + (1 - w) q, w the weight: w sum(p log(p / m)) + (1 - w) sum(q log(q / m)).
+
+    A negative, infinite or NaN p or q: NaN. With ``normalize``, of p / sum(p) and q / sum(q), and NaN where a sum is 0.
+    No entries: 0.
+
+    >>> float(js_divergence([1.0, 0.0], [0.0, 1.0], base=2))
+    1.0
+    """
+    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    value = np.sum(_js_terms(p64, q64, d, weight), axis=axis, keepdims=True)
+    return _finish((value + invalid) / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def js_distance(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    base: float | None = None,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """The square root of js_divergence.
+
+    >>> float(js_distance([1.0, 0.0], [0.0, 1.0], base=2))
+    1.0
+    """
+    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    value = np.sum(_js_terms(p64, q64, d, 0.5), axis=axis, keepdims=True)
+    return _finish(np.sqrt((value + invalid) / _log_base(base) + 0.0), axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def jeffreys_divergence(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    base: float | None = None,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum((p - q) * log(p / q)).
+
+    Exactly one of p and q being 0: +inf. Else as js_divergence.
+
+    >>> round(float(jeffreys_divergence([0.1, 0.9], [0.2, 0.8])), 4)
+    0.0811
+    """
+    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    terms = _kl_terms(p64, q64, d) + _kl_terms(q64, p64, -d)
+    value = np.sum(terms, axis=axis, keepdims=True) + invalid
+    return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def hellinger_distance(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sqrt(sum((sqrt(p) - sqrt(q))**2) / 2). Edges as js_divergence.
+
+    >>> float(hellinger_distance([1.0, 0.0], [0.0, 1.0]))
+    1.0
+    """
+    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    value = np.sum(_hellinger_terms(p64, q64, d), axis=axis, keepdims=True) + invalid
+    return _finish(np.sqrt(value), axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def bhattacharyya_distance(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    base: float | None = None,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """-log(sum(sqrt(p * q))).
+
+    No class where both are above 0: +inf. Else as js_divergence. While the sum is near 1 from what it lacks:
+    the square of Hellinger's distance, and half of what the sums of p and q differ from 1 by.
+
+    >>> round(float(bhattacharyya_distance([1.0, 0.0], [0.5, 0.5])), 4)
+    0.3466
+    """
+    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    lost = np.sum(_hellinger_terms(p64, q64, d), axis=axis, keepdims=True)
+    gap = np.zeros_like(lost) if normalize else (np.sum(p64 + q64, axis=axis, keepdims=True) - 2) / 2
+    overlap = np.sum(np.sqrt(p64) * np.sqrt(q64), axis=axis, keepdims=True)
+    value = -np.where((lost < 0.5) & (np.abs(gap) < 0.5), np.log1p(gap - lost), np.log(overlap)) + invalid
+    return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def total_variation(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum(abs(p - q)) / 2. Edges as js_divergence.
+
+    >>> float(total_variation([0.5, 0.5], [0.75, 0.25]))
+    0.25
+    """
+    _, _, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    return _finish(np.sum(np.abs(d) / 2, axis=axis, keepdims=True) + invalid, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def chi2_divergence(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    kind: str = "pearson",
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum((p - q)**2 / q), or with ``kind="neyman"`` over p.
+
+    p > 0 where q = 0 (Neyman: q > 0 where p = 0): +inf. Else as js_divergence.
+
+    >>> float(chi2_divergence([0.5, 0.5], [0.75, 0.25], kind="neyman"))
+    0.25
+    """
+    if kind not in ("pearson", "neyman"):
+        raise ValueError(f"kind must be 'pearson' or 'neyman', got {kind!r}")
+    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    size, over = np.abs(d), q64 if kind == "pearson" else p64
+    # d / q may overflow where d^2 / q does not, and d^2 be denormal where q is not.
+    terms = np.where((over < 2.0**-500) & (size > 2.0**-500), size * size / over, size * (size / over))
+    terms = np.where(size == 0, 0.0, np.where(over == 0, np.inf, terms))
+    return _finish(np.sum(terms, axis=axis, keepdims=True) + invalid, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def triangular_discrimination(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum((p - q)**2 / (p + q)). Edges as js_divergence.
+
+    >>> float(triangular_discrimination([1.0, 0.0], [0.0, 1.0]))
+    2.0
+    """
+    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    half = np.where(np.maximum(p64, q64) > 1e300, 0.5, 1.0)     # p + q may overflow
+    terms = np.where(d == 0, 0.0, np.abs(d) * (half * np.abs(d) / (half * p64 + half * q64)))
+    return _finish(np.sum(terms, axis=axis, keepdims=True) + invalid, axis, keepdims, dtype)
+
+
 @np.errstate(all="ignore")
 def softmax_cross_entropy(
     logits: ArrayLike,
@@ -429,22 +617,53 @@ def _x_times(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(x == 0, 0.0, x * y)
 
 
-def _kl_terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Return p log(p/q) - p + q, each >= 0.
+def _kl_terms(p: np.ndarray, q: np.ndarray, d: np.ndarray | None = None) -> np.ndarray:
+    """Return p log(p/q) - p + q, each >= 0; d is p - q where that is known better than p and q tell.
 
     Near p = q as d w + 2 p (atanh(w) - w), d = p - q and w = d / (p + q), by the series of atanh: nothing cancels.
     """
+    d = p - q if d is None else d
     # Halved where p + q could overflow; only there, because halving rounds denormals.
     half = np.where(np.maximum(p, q) > 1e300, 0.5, 1.0)
-    w = (half * p - half * q) / (half * p + half * q)
+    w = (half * d) / (half * p + half * q)
     series = sum((w ** (2 * n) / (2 * n + 3) for n in range(12)), np.zeros_like(w))
-    near = (p - q) * w + 2 * p * w**3 * series
+    near = d * w + 2 * p * w**3 * series
     # Mantissas and exponents apart, because p / q may overflow or underflow.
     (p_mantissa, p_exponent), (q_mantissa, q_exponent) = np.frexp(p), np.frexp(q)
     far = p * (np.log(p_mantissa / q_mantissa) + (p_exponent - q_exponent) * LN2) - p + q
     terms = np.where(np.abs(w) < 0.2, near, far)
     terms = np.where(q == 0, np.inf, terms)
     return np.where(p == 0, q, terms)
+
+
+def _distributions(
+    p: ArrayLike, q: ArrayLike, axis: Axis, where: ArrayLike | None, normalize: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.dtype]:
+    """Return p and q, over their sums if asked, p - q, NaN for the rows that are none, and the type of the result."""
+    p64, q64, dtype = _pair(p, q, where)
+    invalid = _invalid(p64, axis) + _invalid(q64, axis)
+    d = p64 - q64
+    if normalize:
+        p64, q64 = (np.ldexp(v, -np.frexp(v.max(axis=axis, keepdims=True, initial=0.0))[1]) for v in (p64, q64))
+        total_p, total_q = (v.sum(axis=axis, keepdims=True) for v in (p64, q64))
+        invalid = np.where((total_p == 0) | (total_q == 0), np.nan, invalid)
+        p64, q64 = p64 / total_p, q64 / total_q
+        d = p64 - q64
+    return p64, q64, d, invalid, dtype
+
+
+def _hellinger_terms(p: np.ndarray, q: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return (sqrt(p) - sqrt(q))^2 / 2."""
+    return np.where(d == 0, 0.0, (d / (np.sqrt(p) + np.sqrt(q))) ** 2 / 2)
+
+
+def _js_terms(p: np.ndarray, q: np.ndarray, d: np.ndarray, weight: float) -> np.ndarray:
+    """Return w p log(p/m) + (1 - w) q log(q/m) as KL terms, whose differences from m are parts of d."""
+    m = weight * p + (1 - weight) * q
+    with_p, with_q = _kl_terms(p, m, (1 - weight) * d), _kl_terms(q, m, -weight * d)
+    # m = 0 under p or q: its weight is 0, or times it is a denormal.
+    with_p, with_q = (np.where(v == np.inf, 0.0, v) for v in (with_p, with_q))
+    return weight * with_p + (1 - weight) * with_q
 
 
 def _log_base(base: float | None) -> float:

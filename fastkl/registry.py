@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Scale = Literal["max1", "relative", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "exp"]
+Scale = Literal[
+    "max1", "relative", "distance", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "overlap", "exp",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Budget:
         max(1, abs(result)).
     ``relative``
         abs(result).
+    ``distance``
+        abs(result), at least eps: of rows that are proportional but for their rounding a distance, being linear in it,
+        keeps what dividing by the sums leaves.
     ``relative+d/2``
         abs(result), with d/2 added to ``multiple``, where d is the distance between the label's logit (the element's
         own, for a result per element) and the largest of the others; without a label, between the two largest. It is
@@ -38,6 +43,9 @@ class Budget:
         the sum of the absolute values of the terms.
     ``kl``
         generalized_kl + abs(sum(p - q)): plain KL is the difference of two such parts.
+    ``overlap``
+        H + abs((sum(p) + sum(q)) / 2 - 1), at least abs(result) and 2**-52, where H is the square of the Hellinger
+        distance: the two parts that the overlap differs from 1 by, and may cancel.
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.
@@ -115,6 +123,34 @@ OPERATIONS: tuple[Operation, ...] = (
         "kl_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2, form="normalize", keywords={"normalize": True}
     ),
     Operation("generalized_kl", ("p", "q"), "row", Budget(8, 8, "relative"), 2),
+    # pointwise
+    Operation("js_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2),
+    Operation(
+        "js_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2, form="weight", keywords={"weight": 0.3}
+    ),
+    Operation("js_distance", ("p", "q"), "row", Budget(4, 4, "relative"), 2),
+    Operation("jeffreys_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2),
+    Operation("hellinger_distance", ("p", "q"), "row", Budget(4, 4, "relative"), 2),
+    Operation("bhattacharyya_distance", ("p", "q"), "row", Budget(8, 8, "overlap"), 2),
+    Operation("total_variation", ("p", "q"), "row", Budget(4, 4, "relative"), 2),
+    Operation("chi2_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2),
+    Operation(
+        "chi2_divergence", ("p", "q"), "row", Budget(8, 8, "relative"), 2, form="neyman", keywords={"kind": "neyman"}
+    ),
+    Operation("triangular_discrimination", ("p", "q"), "row", Budget(8, 8, "relative"), 2),
+    *(
+        Operation(name, ("p", "q"), "row", budget, 2, form="normalize", keywords={"normalize": True})
+        for name, budget in {
+            "js_divergence": Budget(8, 8, "relative"),
+            "js_distance": Budget(4, 4, "distance"),
+            "jeffreys_divergence": Budget(8, 8, "relative"),
+            "hellinger_distance": Budget(4, 4, "distance"),
+            "bhattacharyya_distance": Budget(8, 8, "relative"),
+            "total_variation": Budget(4, 4, "distance"),
+            "chi2_divergence": Budget(8, 8, "relative"),
+            "triangular_discrimination": Budget(8, 8, "relative"),
+        }.items()
+    ),
 )
 
 

@@ -118,6 +118,94 @@ def generalized_kl(p: Sequence[float], q: Sequence[float]) -> Any:
     return mp.fsum(terms)
 
 
+# pointwise
+
+
+def numbers(p: Sequence[float], q: Sequence[float]) -> list[tuple[Any, Any]]:
+    """Return the pairs that are not both 0."""
+    return [(mp.mpf(u), mp.mpf(v)) for u, v in zip(p, q, strict=True) if u or v]
+
+
+def over_sums(function: Any, p: Sequence[float], q: Sequence[float]) -> Any:
+    """Return a function of p / sum(p) and q / sum(q)."""
+    total_p, total_q = (mp.fsum(map(mp.mpf, row)) for row in (p, q))
+    return function([mp.mpf(v) / total_p for v in p], [mp.mpf(v) / total_q for v in q])
+
+
+def log_times(p: Any, ratio: Any) -> Any:
+    """Return p log(ratio), 0 where p is 0."""
+    return p * mp.log(ratio) if p else mp.mpf(0)
+
+
+def js_divergence(p: Sequence[float], q: Sequence[float], weight: float = 0.5) -> Any:
+    """With m = w p + (1 - w) q: w sum(p log(p/m)) + (1 - w) sum(q log(q/m)), term by term."""
+    w, terms = mp.mpf(weight), []
+    for u, v in numbers(p, q):
+        m = w * u + (1 - w) * v
+        terms.append(w * log_times(u, u / m) + (1 - w) * log_times(v, v / m))
+    return mp.fsum(terms)
+
+
+def jeffreys_divergence(p: Sequence[float], q: Sequence[float]) -> Any:
+    """sum((p - q) log(p/q))."""
+    pairs = numbers(p, q)
+    return mp.fsum((u - v) * mp.log(u / v) for u, v in pairs) if all(u and v for u, v in pairs) else INF
+
+
+def hellinger_square(p: Sequence[float], q: Sequence[float]) -> Any:
+    """sum((sqrt(p) - sqrt(q))^2) / 2."""
+    return mp.fsum(((u - v) / (mp.sqrt(u) + mp.sqrt(v))) ** 2 for u, v in numbers(p, q)) / 2
+
+
+def bhattacharyya_distance(p: Sequence[float], q: Sequence[float]) -> Any:
+    """-log(sum(sqrt(p q)))."""
+    overlap = mp.fsum(mp.sqrt(u * v) for u, v in numbers(p, q))
+    return -mp.log(overlap) if overlap else INF
+
+
+def bhattacharyya_normalized(p: Sequence[float], q: Sequence[float]) -> Any:
+    """The same of p / sum(p) and q / sum(q), where the sum is 1 less half a sum of squares."""
+    lost = over_sums(hellinger_square, p, q)
+    return -mp.log1p(-lost) if lost < 0.5 else over_sums(bhattacharyya_distance, p, q)
+
+
+def total_variation(p: Sequence[float], q: Sequence[float]) -> Any:
+    """sum(abs(p - q)) / 2."""
+    return mp.fsum(abs(u - v) for u, v in numbers(p, q)) / 2
+
+
+def chi2_divergence(p: Sequence[float], q: Sequence[float]) -> Any:
+    """sum((p - q)^2 / q)."""
+    pairs = numbers(p, q)
+    return mp.fsum((u - v) ** 2 / v for u, v in pairs) if all(v for _, v in pairs) else INF
+
+
+def triangular_discrimination(p: Sequence[float], q: Sequence[float]) -> Any:
+    """sum((p - q)^2 / (p + q))."""
+    return mp.fsum((u - v) ** 2 / (u + v) for u, v in numbers(p, q))
+
+
+POINTWISE = {
+    "js_divergence": js_divergence,
+    "js_divergence[weight]": lambda p, q: js_divergence(p, q, 0.3),
+    "js_distance": lambda p, q: mp.sqrt(js_divergence(p, q)),
+    "jeffreys_divergence": jeffreys_divergence,
+    "hellinger_distance": lambda p, q: mp.sqrt(hellinger_square(p, q)),
+    "bhattacharyya_distance": bhattacharyya_distance,
+    "total_variation": total_variation,
+    "chi2_divergence": chi2_divergence,
+    "chi2_divergence[neyman]": lambda p, q: chi2_divergence(q, p),
+    "triangular_discrimination": triangular_discrimination,
+    "js_divergence[normalize]": lambda p, q: over_sums(js_divergence, p, q),
+    "js_distance[normalize]": lambda p, q: mp.sqrt(over_sums(js_divergence, p, q)),
+    "jeffreys_divergence[normalize]": lambda p, q: over_sums(jeffreys_divergence, p, q),
+    "hellinger_distance[normalize]": lambda p, q: mp.sqrt(over_sums(hellinger_square, p, q)),
+    "bhattacharyya_distance[normalize]": bhattacharyya_normalized,
+    "total_variation[normalize]": lambda p, q: over_sums(total_variation, p, q),
+    "chi2_divergence[normalize]": lambda p, q: over_sums(chi2_divergence, p, q),
+    "triangular_discrimination[normalize]": lambda p, q: over_sums(triangular_discrimination, p, q),
+}
+
 EXACT = {
     "logsumexp": logsumexp,
     "softmax": softmax,
@@ -129,6 +217,7 @@ EXACT = {
     "kl_divergence": kl_divergence,
     "kl_divergence[normalize]": kl_normalized,
     "generalized_kl": generalized_kl,
+    **POINTWISE,
 }
 
 
@@ -195,6 +284,8 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
     match operation.budget.scale:
         case "max1":
             return max(1, abs(right))
+        case "distance":
+            return max(abs(right), float(np.finfo(dtype).eps))
         case "relative" if operation.operands == ("p", "q"):
             return max(abs(right), SMALLEST_DIVERGENCE[dtype])
         case "relative":
@@ -203,15 +294,19 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
             return cross_entropy(*x, of=abs)
         case "kl":
             return generalized_kl(*x) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(*x, strict=True)))
+        case "overlap":
+            gap = mp.fsum(mp.mpf(v) for row in x for v in row) / 2 - 1
+            return max(hellinger_square(*x) + abs(gap), abs(right), float(np.finfo(np.float64).eps))
     raise ValueError(f"no unit is known for a budget of scale {operation.budget.scale!r}")
 
 
 def errors_over_budget(got: np.ndarray, right: Sequence[Any], bounds: Sequence[Any]) -> list[float]:
     """Return each error as a fraction of what is allowed: above 1 is a failure; infinity is a wrong 0, inf or NaN."""
     fractions = []
+    largest = float(np.finfo(got.dtype).max)
     for g, r, bound in zip(np.asarray(got, np.float64).reshape(-1).tolist(), right, bounds, strict=True):
         if not (math.isfinite(g) and mp.isfinite(r)):
-            fractions.append(0.0 if g == r else math.inf)
+            fractions.append(0.0 if g == r or (g == math.inf and r > largest) else math.inf)
             continue
         error = abs(mp.mpf(g) - r)
         fractions.append(float(error / bound) if bound else math.inf if error else 0.0)

@@ -29,7 +29,16 @@ TIERS = ("avx512", "avx2", "base")
     KL,
     KL_NORMALIZED,
     GENERALIZED_KL,
-) = range(11)
+    # pointwise
+    JS,
+    JS_DISTANCE,
+    JEFFREYS,
+    HELLINGER,
+    BHATTACHARYYA,
+    TOTAL_VARIATION,
+    CHI2,
+    TRIANGULAR,
+) = range(19)
 
 
 def supported() -> list[str]:

@@ -66,7 +66,10 @@ cdef void pairs_across(Plan* plan, Py_ssize_t row, Py_ssize_t first, Py_ssize_t 
                 q[j] = absent
         fetch[real](plan, &plan.operand[1], row + first, rows, 0, plan.classes, q, 1, LANES, absent)
         q_next = gapless(plan, &plan.operand[1], row + first + LANES, LANES, q)
-    divergence_across[real](plan.op, scratch, q, plan.classes, rows, p_next, q_next, a, first)
+    if is_pointwise(plan.op):
+        terms_across[real](plan.op, scratch, q, plan.classes, plan.normalize, plan.weight, p_next, q_next, a, first)
+    else:
+        divergence_across[real](plan.op, scratch, q, plan.classes, rows, p_next, q_next, a, first)
 
 
 cdef inline real absent_element(const Plan* plan, int operand, real* like) noexcept nogil:
@@ -74,7 +77,7 @@ cdef inline real absent_element(const Plan* plan, int operand, real* like) noexc
     cdef real number = 0
     if plan.op < ENTROPY:
         return <real>-INFINITY if operand == 0 else <real>0
-    if plan.op == KL_NORMALIZED:
+    if plan.op == KL_NORMALIZED or is_pointwise(plan.op):
         return 0     # smallest_q would count in the sums of p and q
     return absent_p(plan.op, number) if operand == 0 else absent_q(plan.op, number)
 
@@ -85,6 +88,18 @@ cdef inline void start_state(State* st) noexcept nogil:
     st.top_at = -1
     st.m = -INFINITY
     st.c = st.s = st.s_lo = st.u = st.u_lo = st.v = st.v_lo = 0
+    st.divides = False
+
+
+cdef inline void start_chunk(const Plan* plan, bint totals, const State* row, State* st) noexcept nogil:
+    """Start a chunk's state: with what its row is divided by, where its sums are known."""
+    start_state(st)
+    if plan.normalize and not totals:
+        st.divides = True
+        st.by_p = row.by_p
+        st.by_p_lo = row.by_p_lo
+        st.by_q = row.by_q
+        st.by_q_lo = row.by_q_lo
 
 
 cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept nogil:
@@ -130,8 +145,9 @@ cdef inline bint skipped(const Plan* plan, Py_ssize_t index) noexcept nogil:
 
 
 cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop,
-                    const Py_ssize_t* index, State* states, real* scratch) noexcept nogil:
-    """Read classes start .. stop of some rows, at most TILE, into their states; index: the rows' labels."""
+                    const Py_ssize_t* index, bint totals, State* states, real* scratch) noexcept nogil:
+    """Read classes start .. stop of some rows, at most TILE, into their states; index: the rows' labels. totals: only the
+    sums that the rows are to be divided by."""
     cdef const real* p[TILE]
     cdef const real* q[TILE]
     cdef Py_ssize_t first = start, n, i
@@ -162,11 +178,17 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
             ahead = bytes_ahead(plan, &plan.operand[0], row, rows, first + n, n, sizeof(real))
             if plan.operands > 1:
                 q_ahead = bytes_ahead(plan, &plan.operand[1], row, rows, first + n, n, sizeof(real))
-        if plan.op >= ENTROPY:
+        if totals:
+            for i in range(rows):
+                total_block[real](p[i], q[i], n, &states[i])
+        elif plan.op >= ENTROPY:
             for i in range(rows):
                 p_next = <const char*>p[i] + ahead if ahead != 0 else NULL
                 q_next = <const char*>q[i] + q_ahead if q_ahead != 0 else NULL
-                divergence_block[real](plan.op, p[i], q[i], n, p_next, q_next, &states[i])
+                if is_pointwise(plan.op):
+                    term_block[real](plan.op, p[i], q[i], n, plan.weight, p_next, q_next, &states[i])
+                else:
+                    divergence_block[real](plan.op, p[i], q[i], n, p_next, q_next, &states[i])
         elif plan.op == WEIGHTED_LOGSUMEXP:
             for i in range(rows):
                 weighted_block[real](p[i], q[i], n, spare, &states[i])
@@ -217,12 +239,29 @@ cdef void read_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
             a.label[i] = x
 
 
+cdef void scan_chunks(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const Py_ssize_t* index, bint totals, State* states,
+                      real* scratch) noexcept nogil:
+    """Whole rows: scan_rows chunk by chunk."""
+    cdef State chunk[TILE]
+    cdef Py_ssize_t k, start = 0, stop
+    while start < plan.classes:
+        stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
+        for k in range(rows):
+            start_chunk(plan, totals, &states[k], &chunk[k])
+        scan_rows[real](plan, row, rows, start, stop, index, totals, chunk, scratch)
+        for k in range(rows):
+            if start == 0:
+                states[k] = chunk[k]
+            else:
+                merge(plan, &states[k], &chunk[k])
+        start = stop
+
+
 cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     """Up to TILE rows, one after another or in groups."""
     cdef Sums a
     cdef State states[TILE]
-    cdef State chunk[TILE]
-    cdef Py_ssize_t i = 0, k, n, start, stop
+    cdef Py_ssize_t i = 0, k, n
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
     if plan.op == SOFTMAX and plan.classes <= CHUNK:
         group = mapped_rows(plan, sizeof(real))
@@ -235,18 +274,11 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
         read_labels[real](plan, row, rows, &a, NULL)
     while i < rows:
         n = group if i + group < rows else rows - i
-        start = 0
-        while start < plan.classes:
-            stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
+        if plan.normalize:
+            scan_chunks[real](plan, row + i, n, a.index + i, True, states, scratch)
             for k in range(n):
-                start_state(&chunk[k])
-            scan_rows[real](plan, row + i, n, start, stop, a.index + i, chunk, scratch)
-            for k in range(n):
-                if start == 0:
-                    states[k] = chunk[k]
-                else:
-                    merge(plan, &states[k], &chunk[k])
-            start = stop
+                divide_by_totals(&states[k])
+        scan_chunks[real](plan, row + i, n, a.index + i, False, states, scratch)
         for k in range(n):
             keep_state(&states[k], i + k, &a)
         i += n
@@ -363,6 +395,8 @@ cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
         fk_add_count(&plan.kept, kept)
     elif plan.op == ENTROPY_OF_LOGITS:
         finish_entropy_of_logits(a, rows, plan.scale, result)
+    elif is_pointwise(plan.op):
+        finish_terms(plan, a, row, rows, result)
     else:
         finish_divergence(plan.op, a, rows, plan.scale, result)
         if plan.op == KL_NORMALIZED:
@@ -387,14 +421,14 @@ cdef void one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, real*
     fk_restore_mode(mode)
 
 
-cdef void one_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* labels, State* states,
-                    real* scratch) noexcept nogil:
+cdef void one_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* labels, bint totals, const State* rows,
+                    State* states, real* scratch) noexcept nogil:
     """Chunk t % chunks of row t // chunks."""
     cdef Py_ssize_t row = plan.first_row + t // chunks, start = t % chunks * CHUNK
     cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
     cdef unsigned int mode = fk_default_mode()
-    start_state(&states[t])
-    scan_rows[real](plan, row, 1, start, stop, labels.index + t // chunks, &states[t], scratch)
+    start_chunk(plan, totals, &rows[t // chunks], &states[t])
+    scan_rows[real](plan, row, 1, start, stop, labels.index + t // chunks, totals, &states[t], scratch)
     fk_restore_mode(mode)
 
 
@@ -412,12 +446,23 @@ cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch,
     """A few very long rows (at most TILE): threads share each row's chunks, which are then merged in order."""
     cdef Sums a
     cdef double k[TILE]
+    cdef State divided_by[TILE]
     cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i
     cdef unsigned int mode
     if plan.has_labels:
         read_labels[real](plan, plan.first_row, rows, &a, NULL)
+    if plan.normalize:
+        for t in prange(rows * chunks, num_threads=threads, schedule="static"):
+            one_chunk[real](plan, t, chunks, &a, True, divided_by, states, scratch + threadid() * stride)
+        mode = fk_default_mode()
+        for i in range(rows):
+            for t in range(1, chunks):
+                merge(plan, &states[i * chunks], &states[i * chunks + t])
+            divided_by[i] = states[i * chunks]
+            divide_by_totals(&divided_by[i])
+        fk_restore_mode(mode)
     for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-        one_chunk[real](plan, t, chunks, &a, states, scratch + threadid() * stride)
+        one_chunk[real](plan, t, chunks, &a, False, divided_by, states, scratch + threadid() * stride)
     mode = fk_default_mode()
     for i in range(rows):
         for t in range(1, chunks):

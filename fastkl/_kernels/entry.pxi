@@ -64,7 +64,8 @@ cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t i
 
 
 def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, int n_inner, double scale, ignored,
-        bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads, bint asked, double nbytes):
+        bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads, bint asked, double nbytes,
+        double weight=0.5, bint normalize=False):
     """Run one operation over rows first_row .. last_row (to the end if -1).
 
     The operands and the mask have one shape, with the n_inner reduced axes last; labels, a result per row and the sign
@@ -89,6 +90,8 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     plan.has_ignored = ignored is not None
     plan.ignored = 0 if ignored is None else ignored
     plan.scale = scale
+    plan.weight = weight
+    plan.normalize = normalize
     plan.stream = stream
     plan.flat_out = flat_out
     plan.kept = 0

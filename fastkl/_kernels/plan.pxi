@@ -14,6 +14,14 @@ cdef enum Op:
     KL
     KL_NORMALIZED
     GENERALIZED_KL
+    JS                              # pointwise.pxi
+    JS_DISTANCE
+    JEFFREYS
+    HELLINGER
+    BHATTACHARYYA
+    TOTAL_VARIATION
+    CHI2
+    TRIANGULAR
     SCORE                           # score.pxi, of one operand
     SCORE_OF_TWO
 
@@ -48,6 +56,8 @@ cdef struct Plan:
     bint has_ignored
     uint64_t ignored
     double scale                    # 1 / ln(base)
+    double weight                   # of p in the mixture of JS
+    bint normalize                  # p and q are divided by their sums: pointwise.pxi
     Py_ssize_t first_row            # rows first_row .. last_row are asked for;
     Py_ssize_t last_row             # out holds those only where flat_out
     bint flat_out
@@ -61,6 +71,8 @@ cdef struct Plan:
 #                 element's weight; 0 where there is none), s = sum of the other exp(x - m), u = sum of
 #                 (m - x) exp(x - m), v = sum of all exp(2 (x - m)), the left out included
 #   divergences   s = sum of terms, u = sum of p - q, v = sum of p
+#   pointwise     s = sum of terms, u = sum of sqrt(p q), v = sum of p + q; before they are divided by, u and v the sums
+#                 of p and q
 # Pairs (s, s_lo), (u, u_lo) and (v, v_lo) are the two parts of a two-sum.
 cdef struct Sums:
     double m[TILE]
@@ -86,6 +98,11 @@ cdef struct State:
     double u_lo
     double v
     double v_lo
+    bint divides                    # pointwise.pxi: by what p and q are multiplied
+    double by_p
+    double by_p_lo
+    double by_q
+    double by_q_lo
 
 cdef enum:
     NO_LABEL = -1

@@ -266,6 +266,32 @@ VMATH double log1p_f64(double y) {
     return hi == 0.0 ? lo : hi + lo; /* +0 + -0 would be +0 */
 }
 
+/* k such that 2^k q is near p. Only to choose it: p below 2^-125, 0 too, adds less than 2^-29 q to a KL term. The
+ * difference of the bits is about log2(p/q) 2^23 (linear between powers of two). Rounding it up from 261/512 loses fewest
+ * digits of the KL term where k changes; p / (2^k q) is then in [0.67, 1.51]. */
+VMATH int32_t octaves_f32(float p, float q) {
+    const int32_t p_bits = (int32_t)bits_f32(p), p_normal = p_bits > 0x01000000 ? p_bits : 0x01000000;
+    return (int32_t)((uint32_t)p_normal - bits_f32(q) + (251u << 14)) >> 23;
+}
+
+/* 2 (atanh(w) - w) / w^3, z = w^2, for what octaves_f32 leaves. */
+VMATH float atanh_tail_f32(float z) { return FMA_F32(FMA_F32(KL_F32[2], z, KL_F32[1]), z, KL_F32[0]); }
+
+/* The KL term of p and q from q' = 2^k q and d = p - q'. */
+VMATH float kl_sum_f32(float p, float q, float q_near, float kf, float d) {
+    const float w = d / (p + q_near);
+    const float z = w * w;
+    /* d + p w^2 R; its product with w, the largest term, is added last. */
+    const float slope = FMA_F32(p * z, atanh_tail_f32(z), d);
+#if HAS_FMA
+    /* kf LN2 is rounded where kf is no power of two; there the result is so large that this is less than an eps of it. */
+    return FMA_F32(w, slope, FMA_F32(p, kf * LN2_F32, q - q_near));
+#else
+    /* kf LN2_4BIT has 12 bits. */
+    return fma_short_f32(p, kf * LN2_4BIT_F32, q - q_near) + (w * slope + p * (kf * LN2_REST_F32));
+#endif
+}
+
 /* p log(p/q) - p + q, without cancellation.
  *
  * With q' = 2^k q near p, d = p - q', w = d / (p + q') and C(z) = 2 (atanh(sqrt z) - sqrt z) / sqrt z^3 it is
@@ -277,25 +303,38 @@ VMATH double log1p_f64(double y) {
  * Error: 3.0 eps (3.2), where the result exceeds 2^-100 (below, its parts are denormal).
  * p = 0: q exactly; p = q: +0 exactly; NaN in either: NaN. Never negative. */
 VMATH float kl_term_f32(float p, float q) {
-    /* Only to choose k: p below 2^-125, 0 too, adds less than 2^-29 q to the result. */
-    const int32_t p_bits = (int32_t)bits_f32(p), p_normal = p_bits > 0x01000000 ? p_bits : 0x01000000;
-    /* The difference of the bits is about log2(p/q) 2^23 (linear between powers of two). Rounding it up from 261/512
-     * loses fewest digits where k changes; p/q' is then in [0.67, 1.51]. */
-    const int32_t k = (int32_t)((uint32_t)p_normal - bits_f32(q) + (251u << 14)) >> 23;
+    const int32_t k = octaves_f32(p, q);
     const float q_near = float_of(bits_f32(q) + ((uint32_t)k << 23));
-    const float kf = (float)k;
-    const float d = p - q_near; /* exact */
-    const float w = d / (p + q_near);
-    const float z = w * w;
-    const float r = FMA_F32(FMA_F32(KL_F32[2], z, KL_F32[1]), z, KL_F32[0]);
-    /* d + p w^2 R; its product with w, the largest term, is added last. */
-    const float slope = FMA_F32(p * z, r, d);
+    return kl_sum_f32(p, q, q_near, (float)k, p - q_near); /* the difference is exact */
+}
+
+/* k + 2048 as octaves_f32 has it: biased, that is by 2^63, for AVX2 shifts 64 bits only without their sign. */
+VMATH uint64_t octaves_f64(double p, double q) {
+    const double p_normal = p < 0x1p-1021 ? 0x1p-1021 : p;
+    return (bits_f64(p_normal) - bits_f64(q) + (251ull << 43) + (1ull << 63)) >> 52;
+}
+
+VMATH double atanh_tail_f64(double z) {
+    double r = KL_F64[7];
+    r = FMA_F64(r, z, KL_F64[6]);
+    r = FMA_F64(r, z, KL_F64[5]);
+    r = FMA_F64(r, z, KL_F64[4]);
+    r = FMA_F64(r, z, KL_F64[3]);
+    r = FMA_F64(r, z, KL_F64[2]);
+    r = FMA_F64(r, z, KL_F64[1]);
+    return FMA_F64(r, z, KL_F64[0]);
+}
+
+VMATH double kl_sum_f64(double p, double q, double q_near, double k, double d) {
+    const double w = d / (p + q_near);
+    const double z = w * w;
+    const double slope = FMA_F64(p * z, atanh_tail_f64(z), d);
 #if HAS_FMA
-    /* kf LN2 is rounded where kf is no power of two; there the result is so large that this is less than an eps of it. */
-    return FMA_F32(w, slope, FMA_F32(p, kf * LN2_F32, q - q_near));
+    /* Both products with k are exact or small; ln2 in one piece would cost 2 eps where k is 1 and the parts cancel. */
+    return FMA_F64(p, k * LN2_LO_F64, FMA_F64(w, slope, FMA_F64(p, k * LN2_HI_F64, q - q_near)));
 #else
-    /* kf LN2_4BIT has 12 bits. */
-    return fma_short_f32(p, kf * LN2_4BIT_F32, q - q_near) + (w * slope + p * (kf * LN2_REST_F32));
+    /* k LN2_14BIT has 25 bits. */
+    return fma_short_f64(p, k * LN2_14BIT_F64, q - q_near) + (w * slope + p * (k * LN2_REST_F64));
 #endif
 }
 
@@ -305,31 +344,9 @@ VMATH float kl_term_f32(float p, float q) {
  * Error: 2.6 eps (2.7), where the result exceeds 2^-968.
  * p = 0: q exactly; p = q: +0 exactly; NaN in either: NaN. Never negative. */
 VMATH double kl_term_f64(double p, double q) {
-    const double p_normal = p < 0x1p-1021 ? 0x1p-1021 : p;
-    /* Biased by 2048, that is 2^63: AVX2 shifts 64 bits only without their sign. */
-    const uint64_t difference = bits_f64(p_normal) - bits_f64(q) + (251ull << 43) + (1ull << 63);
-    const uint64_t kb = difference >> 52;
+    const uint64_t kb = octaves_f64(p, q);
     const double q_near = double_of(bits_f64(q) + (kb << 52) - (1ull << 63));
-    const double k = double_from_u52(kb) - 2048.0;
-    const double d = p - q_near;
-    const double w = d / (p + q_near);
-    const double z = w * w;
-    double r = KL_F64[7];
-    r = FMA_F64(r, z, KL_F64[6]);
-    r = FMA_F64(r, z, KL_F64[5]);
-    r = FMA_F64(r, z, KL_F64[4]);
-    r = FMA_F64(r, z, KL_F64[3]);
-    r = FMA_F64(r, z, KL_F64[2]);
-    r = FMA_F64(r, z, KL_F64[1]);
-    r = FMA_F64(r, z, KL_F64[0]);
-    const double slope = FMA_F64(p * z, r, d);
-#if HAS_FMA
-    /* Both products with k are exact or small; ln2 in one piece would cost 2 eps where k is 1 and the parts cancel. */
-    return FMA_F64(p, k * LN2_LO_F64, FMA_F64(w, slope, FMA_F64(p, k * LN2_HI_F64, q - q_near)));
-#else
-    /* k LN2_14BIT has 25 bits. */
-    return fma_short_f64(p, k * LN2_14BIT_F64, q - q_near) + (w * slope + p * (k * LN2_REST_F64));
-#endif
+    return kl_sum_f64(p, q, q_near, double_from_u52(kb) - 2048.0, p - q_near);
 }
 
 /* 2^n for an integer n in [-1022, 1023]. */
@@ -366,15 +383,7 @@ VMATH double kl_term_any_f64(double p, double q, double q_lo) {
     const double d = (mp - m) - tail;
     const double w = d / (mp + m);
     const double z = w * w;
-    double r = KL_F64[7];
-    r = FMA_F64(r, z, KL_F64[6]);
-    r = FMA_F64(r, z, KL_F64[5]);
-    r = FMA_F64(r, z, KL_F64[4]);
-    r = FMA_F64(r, z, KL_F64[3]);
-    r = FMA_F64(r, z, KL_F64[2]);
-    r = FMA_F64(r, z, KL_F64[1]);
-    r = FMA_F64(r, z, KL_F64[0]);
-    const double near_part = FMA_F64(w, d, mp * (w * z) * r);
+    const double near_part = FMA_F64(w, d, mp * (w * z) * atanh_tail_f64(z));
     /* q - q' with its rounding error (two-sum), and the tail's share in it. */
     const double ps = mp * p_unit, qs = m * q_unit, minus_q_near = -(m * p_unit);
     const double gap = qs + minus_q_near;
@@ -406,6 +415,75 @@ VMATH double xlogy_any_f64(double x, double y) {
     result = y >= 0.0 ? result : __builtin_nan("");
     result = x < infinity ? result : __builtin_nan("");
     return y < infinity ? result : __builtin_nan("");
+}
+
+/* ---- terms of other divergences --------------------------------------------------------------------------------------
+ * d is p - q, which the caller may know better than p and q tell: all that nearly equal p and q differ by is taken from it.
+ * Symmetric functions are so to the bit, with d changing its sign. */
+
+/* The KL term of p and q where p - q is known as d. See kl_term_f32. */
+VMATH float kl_term_by_f32(float p, float q, float d) {
+    const int32_t k = octaves_f32(p, q);
+    const float q_near = float_of(bits_f32(q) + ((uint32_t)k << 23));
+    return kl_sum_f32(p, q, q_near, (float)k, k == 0 ? d : p - q_near);
+}
+
+VMATH double kl_term_by_f64(double p, double q, double d) {
+    const uint64_t kb = octaves_f64(p, q);
+    const double q_near = double_of(bits_f64(q) + (kb << 52) - (1ull << 63));
+    return kl_sum_f64(p, q, q_near, double_from_u52(kb) - 2048.0, kb == 2048u ? d : p - q_near);
+}
+
+/* weight p log(p/m) + (1 - weight) q log(q/m), m = weight p + (1 - weight) q: the Jensen-Shannon term.
+ *
+ * As two KL terms, which are not negative; their distances from m are parts of d, for m is rounded.
+ * Domain: 0 <= p, q < 2^100, denormals included, NaN; 0 < weight < 1. double: 2^960.
+ * p = q = 0: +0; d = 0: +0. Never negative, symmetric for weight 1/2. */
+VMATH float js_term_f32(float p, float q, float d, float weight) {
+    const float rest = 1.0f - weight, m = weight * p + rest * q;
+    return weight * kl_term_by_f32(p, m, rest * d) + rest * kl_term_by_f32(q, m, -(weight * d));
+}
+
+VMATH double js_term_f64(double p, double q, double d, double weight) {
+    const double rest = 1.0 - weight, m = weight * p + rest * q;
+    return weight * kl_term_by_f64(p, m, rest * d) + rest * kl_term_by_f64(q, m, -(weight * d));
+}
+
+/* (p - q) log(p/q): Jeffreys' term.
+ *
+ * Domain: p and q both 0, or 2^-96 <= p, q < 2^100 (double: 2^-960, 2^960), NaN.
+ * p = q = 0: +0; d = 0: +0. Never negative, symmetric. */
+VMATH float jeffreys_term_f32(float p, float q, float d) {
+    const float large = p > q ? p : q, least = p > q ? q : p, gap = d < 0.0f ? -d : d;
+    const float small = least > 0x1p-126f ? least : 0x1p-126f;
+    const int32_t k = octaves_f32(large, small);
+    const float near = float_of(bits_f32(small) + ((uint32_t)k << 23)), kf = (float)k;
+    const float w = (k == 0 ? gap : large - near) / (large + near);
+    const float z = w * w;
+    const float tail = FMA_F32(w * z, atanh_tail_f32(z), kf * LN2_LO_F32);
+    return gap * FMA_F32(kf, LN2_HI_F32, w + w + tail);
+}
+
+VMATH double jeffreys_term_f64(double p, double q, double d) {
+    const double large = p > q ? p : q, least = p > q ? q : p, gap = d < 0.0 ? -d : d;
+    const double small = least > 0x1p-1022 ? least : 0x1p-1022;
+    const uint64_t kb = octaves_f64(large, small);
+    const double near = double_of(bits_f64(small) + (kb << 52) - (1ull << 63)), k = double_from_u52(kb) - 2048.0;
+    const double w = (kb == 2048u ? gap : large - near) / (large + near);
+    const double z = w * w;
+    const double tail = FMA_F64(w * z, atanh_tail_f64(z), k * LN2_LO_F64);
+    return gap * FMA_F64(k, LN2_HI_F64, w + w + tail);
+}
+
+/* a b - ab, exactly, where ab is a b rounded and neither overflows nor falls below 2^-960. */
+VMATH double product_error_f64(double a, double b, double ab) {
+#if HAS_FMA
+    return __builtin_fma(a, b, -ab);
+#else
+    const double a_head = double_of(bits_f64(a) & 0xfffffffff8000000u), a_tail = a - a_head;
+    const double b_head = double_of(bits_f64(b) & 0xfffffffff8000000u), b_tail = b - b_head;
+    return ((a_head * b_head - ab) + (a_head * b_tail + a_tail * b_head)) + a_tail * b_tail;
+#endif
 }
 
 /* ---- two distributions from their logits ------------------------------------------------------------------------

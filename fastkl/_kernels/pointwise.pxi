@@ -1,0 +1,567 @@
+# Divergences that are sums of one term of p, q and their difference d: every term is >= 0 and is made of d, so that nothing
+# cancels. d is handed in, for it may be known better than by p - q: here from rows over their sums (normalize). The
+# loops are those of divergence.pxi: fast in the data's type, and again by a form that is right for every double where a
+# lane holds something odd.
+
+cdef extern from "vmath.h" nogil:
+    float js_term_f32(float p, float q, float d, float weight)
+    double js_term_f64(double p, double q, double d, double weight)
+    float jeffreys_term_f32(float p, float q, float d)
+    double jeffreys_term_f64(double p, double q, double d)
+    double product_error_f64(double a, double b, double ab)
+
+cdef extern from "math.h" nogil:
+    float sqrtf(float x)
+    double sqrt(double x)
+
+cdef extern from *:
+    """
+    #define inlined inline __attribute__((always_inline)) void /* the body of a loop, once op is known */
+    """
+    ctypedef void inlined
+
+
+cdef inline bint is_pointwise(int op) noexcept nogil:
+    return JS <= op <= TRIANGULAR
+
+
+cdef inline real root(real x) noexcept nogil:
+    if real is float:
+        return sqrtf(x)
+    else:
+        return sqrt(x)
+
+
+cdef inline real smallest_normal(real like) noexcept nogil:
+    if real is float:
+        return 2.0 ** -126
+    else:
+        return 2.0 ** -1022
+
+
+cdef inline real term(int op, real p, real q, real d, real weight) noexcept nogil:
+    """What a pair of probabilities adds to the sum of a divergence; d = p - q. weight is that of p in the mixture of JS and
+    JS_DISTANCE, of no meaning elsewhere. For BHATTACHARYYA the term of Hellinger, sum of which is what the overlap lacks.
+
+    Domain: 0 <= p, q <= largest, denormals included. JEFFREYS: both 0 or both at least smallest_q; CHI2: q at least
+    smallest_q where p > 0. A NaN in p, q or d: NaN.
+    Never negative; p = q = d = 0: 0; d = 0: 0. p and q exchanged, d negated: the same bits (JS: for weight 1/2)."""
+    cdef real size = d if d > 0 else -d, least = smallest_normal(p), sum
+    if op == TOTAL_VARIATION:
+        return size / 2
+    if op == JS or op == JS_DISTANCE:
+        if real is float:
+            return js_term_f32(p, q, d, weight)
+        else:
+            return js_term_f64(p, q, d, weight)
+    if op == JEFFREYS:
+        if real is float:
+            return jeffreys_term_f32(p, q, d)
+        else:
+            return jeffreys_term_f64(p, q, d)
+    if op == CHI2:
+        sum = q
+    elif op == TRIANGULAR:
+        sum = p + q
+    else:
+        sum = root(p) + root(q)
+    size = size / (sum if sum > least else least)    # 0 / 0 is 0
+    if op == CHI2 or op == TRIANGULAR:
+        return (d if d > 0 else -d) * size
+    return size * size / 2
+
+
+cdef inline double term_any(int op, double p, double q, double d, double weight) noexcept nogil:
+    """The same for every pair of doubles; NaN where one is negative, infinite or NaN. CHI2, JEFFREYS: inf beside a 0."""
+    cdef double size = d if d > 0 else -d, half, rest, m, gap, a, b, result, none = NAN, infinity = INFINITY
+    if op == TOTAL_VARIATION:
+        result = size / 2
+    elif op == JS or op == JS_DISTANCE:
+        rest = 1 - weight
+        m = weight * p + rest * q
+        # What m was rounded by, told by d; farther away it does not matter.
+        gap = (p - m) - rest * d
+        gap = gap if (m <= 2 * p) & (p <= 2 * m) else 0
+        a = kl_term_any_f64(p, m, gap)
+        gap = (q - m) + weight * d
+        gap = gap if (m <= 2 * q) & (q <= 2 * m) else 0
+        b = kl_term_any_f64(q, m, gap)
+        # m = 0 under p: its weight is 0, or adds less than a denormal.
+        a = a if a != infinity else 0
+        b = b if b != infinity else 0
+        result = weight * a + rest * b
+    elif op == JEFFREYS:
+        gap = (p - q) - d
+        gap = gap if (p <= 2 * q) & (q <= 2 * p) else 0
+        result = kl_term_any_f64(p, q, gap) + kl_term_any_f64(q, p, -gap)
+    elif op == CHI2:
+        # d / q may overflow where d^2 / q does not, and d^2 be denormal where q is not.
+        a = d * d / q
+        b = d * (d / q)
+        result = a if (q < 2.0 ** -500) & (size > 2.0 ** -500) else b
+        result = result if d != 0 else 0
+        result = result if (q != 0) | (p == 0) else infinity
+    elif op == TRIANGULAR:
+        half = 0.5 if (p > 1e300) | (q > 1e300) else 1     # p + q may overflow
+        result = size * ((half * size) / (half * p + half * q))
+        result = result if d != 0 else 0
+    else:
+        a = sqrt(p) + sqrt(q)
+        result = size / a * (size / a) / 2
+        result = result if a != 0 else 0
+    result = result if (p >= 0) & (q >= 0) else none
+    return result if (p < infinity) & (q < infinity) else none
+
+
+# The rows' sums as what to multiply by: 1 / sum in two parts, a lane each.
+cdef struct Reciprocals:
+    double p[LANES]
+    double p_lo[LANES]
+    double q[LANES]
+    double q_lo[LANES]
+
+
+cdef inline real divided(real p, real q, double by_p, double by_p_lo, double by_q, double by_q_lo, real* x,
+                         real* y) noexcept nogil:
+    """x = p / sum(p), y = q / sum(q); returns x - y with the rounding errors of x and y taken back. In float the products
+    are doubles, which have digits to spare."""
+    cdef double a = p * by_p, b = q * by_q, a_lo, b_lo
+    x[0] = <real>a
+    y[0] = <real>b
+    if real is float:
+        return <real>(a - b)
+    else:
+        a_lo = product_error_f64(p, by_p, a) + p * by_p_lo
+        b_lo = product_error_f64(q, by_q, b) + q * by_q_lo
+        return (a - b) + (a_lo - b_lo)
+
+
+cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+                       const Py_ssize_t* at, const Reciprocals* by, real weight, double* sums, double* overlaps,
+                       double* masses, double* masses_lo, int* odd, const char* p_next, const char* q_next) noexcept nogil:
+    """A lane's sum of terms, and 1 in odd where one of its pairs was out of the terms' domain; for BHATTACHARYYA also the
+    sums of sqrt(p q), not divided by the rows' sums, and unless there are such that of p + q (a two-sum)."""
+    cdef real s[LANES]
+    cdef real o[LANES]
+    cdef real a[LANES]
+    cdef real b[LANES]
+    cdef real d[LANES]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef double u[LANES]
+    cdef double u_lo[LANES]
+    cdef double w[LANES]
+    cdef double w_lo[LANES]
+    cdef uint32_t odd32[LANES]
+    cdef uint64_t odd64[LANES]
+    cdef real low = smallest_q(<real>0), high = largest(<real>0), zero = 0, least
+    cdef double both, part
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
+    cdef const real* x
+    cdef const real* y
+    for j in range(LANES):
+        t[j] = t_lo[j] = u[j] = u_lo[j] = w[j] = w_lo[j] = 0
+        odd32[j] = odd64[j] = 0
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = o[j] = 0
+        while i < stop:
+            x = vector_at(p, i, p_patch, at)
+            y = vector_at(q, i, q_patch, at)
+            fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(q_next, i * LANES * sizeof(real), LANES * sizeof(real))
+            if by == NULL:
+                for j in range(LANES):
+                    a[j] = x[j]
+                    b[j] = y[j]
+                    d[j] = x[j] - y[j]
+            else:
+                for j in range(LANES):
+                    d[j] = divided(x[j], y[j], by.p[j], by.p_lo[j], by.q[j], by.q_lo[j], &a[j], &b[j])
+            for j in range(LANES):
+                s[j] += term(op, a[j], b[j], d[j], weight)
+                if op == BHATTACHARYYA:
+                    o[j] += root(x[j]) * root(y[j])
+                if real is float:
+                    odd32[j] |= fk_outside_f32(a[j], b[j], zero, high)
+                else:
+                    odd64[j] |= fk_outside_f64(a[j], b[j], zero, high)
+                if op == CHI2 or op == JEFFREYS:
+                    # The least of the two that a term divides by, beside one that is not 0.
+                    least = b[j] if op == CHI2 or b[j] < a[j] else a[j]
+                    if real is float:
+                        odd32[j] |= <uint32_t>(least < low and a[j] + b[j] > least) << 31
+                    else:
+                        odd64[j] |= <uint64_t>(least < low and a[j] + b[j] > least) << 63
+            if op == BHATTACHARYYA and by == NULL:
+                if real is float:
+                    for j in range(LANES):
+                        w[j] += <double>a[j] + <double>b[j]
+                else:
+                    for j in range(LANES):
+                        both = a[j] + b[j]
+                        part = both - a[j]
+                        w_lo[j] += (a[j] - (both - part)) + (b[j] - part)
+                        two_sum_add(&w[j], &w_lo[j], both)
+            i += 1
+        for j in range(LANES):
+            add_run(&t[j], &t_lo[j], s[j])
+        if op == BHATTACHARYYA:
+            for j in range(LANES):
+                add_run(&u[j], &u_lo[j], o[j])
+    for j in range(LANES):
+        sums[j] = closed(t[j], t_lo[j])
+        overlaps[j] = closed(u[j], u_lo[j])
+        masses[j] = w[j]
+        masses_lo[j] = w_lo[j]
+        if real is float:
+            odd[j] = odd32[j] >> 31
+        else:
+            odd[j] = odd64[j] >> 63
+
+
+cdef loop term_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+                     const Py_ssize_t* at, const Reciprocals* by, real weight, double* sums, double* overlaps,
+                     double* masses, double* masses_lo, int* odd, const char* p_next, const char* q_next) noexcept nogil:
+    """sum_terms, compiled for each operation."""
+    if op == JS or op == JS_DISTANCE:
+        sum_terms[real](JS, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
+                        odd, p_next, q_next)
+    elif op == JEFFREYS:
+        sum_terms[real](JEFFREYS, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
+                        odd, p_next, q_next)
+    elif op == HELLINGER:
+        sum_terms[real](HELLINGER, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
+                        odd, p_next, q_next)
+    elif op == BHATTACHARYYA:
+        sum_terms[real](BHATTACHARYYA, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
+                        odd, p_next, q_next)
+    elif op == TOTAL_VARIATION:
+        sum_terms[real](TOTAL_VARIATION, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
+                        odd, p_next, q_next)
+    elif op == CHI2:
+        sum_terms[real](CHI2, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
+                        odd, p_next, q_next)
+    else:
+        sum_terms[real](TRIANGULAR, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
+                        odd, p_next, q_next)
+
+
+cdef inlined sum_any_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch,
+                           const real* q_patch, const Py_ssize_t* at, const Reciprocals* by, double weight, double* sums,
+                           double* overlaps, double* masses, double* masses_lo) noexcept nogil:
+    """The same sums, in double, by the terms that are right for every pair of numbers."""
+    cdef double a[LANES]
+    cdef double b[LANES]
+    cdef double d[LANES]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef double u[LANES]
+    cdef double u_lo[LANES]
+    cdef double w[LANES]
+    cdef double w_lo[LANES]
+    cdef double both, part, none = NAN
+    cdef Py_ssize_t i
+    cdef int j
+    cdef const real* x
+    cdef const real* y
+    for j in range(LANES):
+        t[j] = t_lo[j] = u[j] = u_lo[j] = w[j] = w_lo[j] = 0
+    for i in range(count):
+        x = vector_at(p, i, p_patch, at)
+        y = vector_at(q, i, q_patch, at)
+        for j in range(LANES):
+            a[j] = x[j]
+            b[j] = y[j]
+            d[j] = a[j] - b[j]
+        if by != NULL:
+            for j in range(LANES):
+                d[j] = divided[double](x[j], y[j], by.p[j], by.p_lo[j], by.q[j], by.q_lo[j], &a[j], &b[j])
+            if op == CHI2 or op == JEFFREYS:
+                # A quotient that is denormal, or 0 where p is not, makes the row NaN: it is left to far_row.
+                for j in range(LANES):
+                    a[j] = a[j] if (a[j] > 2.0 ** -960) | (x[j] == 0) else none
+                    b[j] = b[j] if (b[j] > 2.0 ** -960) | (y[j] == 0) else none
+        for j in range(LANES):
+            two_sum_add(&t[j], &t_lo[j], term_any(op, a[j], b[j], d[j], weight))
+        if op == BHATTACHARYYA:
+            for j in range(LANES):
+                two_sum_add(&u[j], &u_lo[j], sqrt(<double>x[j]) * sqrt(<double>y[j]))
+                both = a[j] + b[j]
+                part = both - a[j]
+                w_lo[j] += (a[j] - (both - part)) + (b[j] - part)
+                two_sum_add(&w[j], &w_lo[j], both)
+    for j in range(LANES):
+        sums[j] = closed(t[j], t_lo[j])
+        overlaps[j] = closed(u[j], u_lo[j])
+        masses[j] = w[j]
+        masses_lo[j] = w_lo[j]
+
+
+cdef loop any_term_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch,
+                         const real* q_patch, const Py_ssize_t* at, const Reciprocals* by, double weight, double* sums,
+                         double* overlaps, double* masses, double* masses_lo) noexcept nogil:
+    """sum_any_terms, compiled for each operation."""
+    if op == JS or op == JS_DISTANCE:
+        sum_any_terms[real](JS, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo)
+    elif op == JEFFREYS:
+        sum_any_terms[real](JEFFREYS, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo)
+    elif op == HELLINGER:
+        sum_any_terms[real](HELLINGER, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo)
+    elif op == BHATTACHARYYA:
+        sum_any_terms[real](BHATTACHARYYA, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo)
+    elif op == TOTAL_VARIATION:
+        sum_any_terms[real](TOTAL_VARIATION, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo)
+    elif op == CHI2:
+        sum_any_terms[real](CHI2, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo)
+    else:
+        sum_any_terms[real](TRIANGULAR, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo)
+
+
+cdef loop total_lanes(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+                      const Py_ssize_t* at, double* p_sums, double* p_lo, double* q_sums, double* q_lo) noexcept nogil:
+    """The sums of p and of q, by two-sum where the data is float64."""
+    cdef double s[LANES]
+    cdef double s_lo[LANES]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef Py_ssize_t i
+    cdef int j
+    cdef const real* x
+    cdef const real* y
+    for j in range(LANES):
+        s[j] = s_lo[j] = t[j] = t_lo[j] = 0
+    for i in range(count):
+        x = vector_at(p, i, p_patch, at)
+        y = vector_at(q, i, q_patch, at)
+        for j in range(LANES):
+            add_run(&s[j], &s_lo[j], x[j])
+            add_run(&t[j], &t_lo[j], y[j])
+    for j in range(LANES):
+        p_sums[j] = s[j]
+        p_lo[j] = s_lo[j]
+        q_sums[j] = t[j]
+        q_lo[j] = t_lo[j]
+
+
+cdef inline void take_reciprocal(double total, double total_lo, double* by, double* by_lo) noexcept nogil:
+    """1 / (total + total_lo) in two parts; NaN unless total is positive, finite and so far from the ends of the range that
+    nothing in `divided` leaves it: such a row is NaN, or is computed once more (far_row)."""
+    cdef double r
+    settle(&total, &total_lo)
+    r = 1 / total
+    r = r if 1e-250 < total < 1e250 else NAN
+    by[0] = r
+    by_lo[0] = (fma(-r, total, 1) - r * total_lo) * r
+
+
+cdef inline int mark_odd(int op, const double* sums, const double* overlaps, int* odd, double least) noexcept nogil:
+    """Also mark lanes whose sum is not finite, or so small that its terms may have lost digits to denormals; returns
+    whether any is marked."""
+    cdef int j, some = 0
+    for j in range(LANES):
+        odd[j] |= (sums[j] - sums[j] != 0) | ((sums[j] != 0) & (sums[j] < least))
+        if op == BHATTACHARYYA:
+            odd[j] |= (overlaps[j] - overlaps[j] != 0) | ((overlaps[j] != 0) & (overlaps[j] < least))
+        some |= odd[j]
+    return some
+
+
+cdef void total_block(const real* p, const real* q, Py_ssize_t n, State* st) noexcept nogil:
+    """Add a block's sums of p and q to a row's state: u and v."""
+    cdef real p_patch[3 * LANES]
+    cdef real q_patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef double s[LANES]
+    cdef double s_lo[LANES]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef Py_ssize_t count = start_patches(p, n, <real>0, p_patch, at)
+    start_patches(q, n, <real>0, q_patch, at)
+    total_lanes(p, q, count, p_patch, q_patch, at, s, s_lo, t, t_lo)
+    fold_two_sum(s, s_lo)
+    fold_two_sum(t, t_lo)
+    two_sum_add(&st.u, &st.u_lo, s[0])
+    st.u_lo += s_lo[0]
+    two_sum_add(&st.v, &st.v_lo, t[0])
+    st.v_lo += t_lo[0]
+
+
+cdef void divide_by_totals(State* st) noexcept nogil:
+    """From a row's sums to what its elements are multiplied by; its other sums start at 0."""
+    take_reciprocal(st.u, st.u_lo, &st.by_p, &st.by_p_lo)
+    take_reciprocal(st.v, st.v_lo, &st.by_q, &st.by_q_lo)
+    st.divides = True
+    st.u = st.u_lo = st.v = st.v_lo = 0
+
+
+cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double weight, const char* p_next,
+                     const char* q_next, State* st) noexcept nogil:
+    """Add a block to a row's state: s the terms, u the sum of sqrt(p q), v that of p + q."""
+    cdef real p_patch[3 * LANES]
+    cdef real q_patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef double s[LANES]
+    cdef double u[LANES]
+    cdef double w[LANES]
+    cdef double w_lo[LANES]
+    cdef int odd[LANES]
+    cdef Reciprocals each
+    cdef const Reciprocals* by = NULL
+    cdef Py_ssize_t count = start_patches(p, n, <real>0, p_patch, at)
+    cdef int j
+    start_patches(q, n, <real>0, q_patch, at)
+    if st.divides:
+        by = &each
+        for j in range(LANES):
+            each.p[j] = st.by_p
+            each.p_lo[j] = st.by_p_lo
+            each.q[j] = st.by_q
+            each.q_lo[j] = st.by_q_lo
+    term_lanes(op, p, q, count, p_patch, q_patch, at, by, <real>weight, s, u, w, w_lo, odd, p_next, q_next)
+    if mark_odd(op, s, u, odd, smallest_q(p[0])):
+        any_term_lanes(op, p, q, count, p_patch, q_patch, at, by, weight, s, u, w, w_lo)
+    two_sum_add(&st.s, &st.s_lo, fold_sum(s))
+    if op == BHATTACHARYYA:
+        two_sum_add(&st.u, &st.u_lo, fold_sum(u) * (sqrt(st.by_p) * sqrt(st.by_q) if st.divides else 1))
+        fold_two_sum(w, w_lo)
+        two_sum_add(&st.v, &st.v_lo, w[0])
+        st.v_lo += w_lo[0]
+
+
+cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes, bint normalize, double weight,
+                       const char* p_next, const char* q_next, Sums* a, Py_ssize_t first) noexcept nogil:
+    """Up to LANES short rows, one lane a row, rows first .. first + LANES of the sums; a row outside the terms' domain takes
+    the other form without its neighbours."""
+    cdef Py_ssize_t at[3]
+    cdef double s[LANES]
+    cdef double s_lo[LANES]
+    cdef double u[LANES]
+    cdef double u_lo[LANES]
+    cdef int odd[LANES]
+    cdef Reciprocals each
+    cdef const Reciprocals* by = NULL
+    cdef int j
+    at[0] = at[1] = at[2] = -1
+    if normalize:
+        by = &each
+        total_lanes(p, q, classes, p, q, at, s, s_lo, u, u_lo)
+        for j in range(LANES):
+            take_reciprocal(s[j], s_lo[j], &each.p[j], &each.p_lo[j])
+            take_reciprocal(u[j], u_lo[j], &each.q[j], &each.q_lo[j])
+    for j in range(LANES):
+        a.s_lo[first + j] = a.u_lo[first + j] = 0
+    term_lanes(op, p, q, classes, p, q, at, by, <real>weight, a.s + first, a.u + first, a.v + first, a.v_lo + first, odd,
+               p_next, q_next)
+    if mark_odd(op, a.s + first, a.u + first, odd, smallest_q(p[0])):
+        any_term_lanes(op, p, q, classes, p, q, at, by, weight, s, s_lo, u, u_lo)
+        for j in range(LANES):
+            if odd[j]:
+                a.s[first + j] = s[j]
+                a.u[first + j] = s_lo[j]
+                a.v[first + j] = u[j]
+                a.v_lo[first + j] = u_lo[j]
+    if normalize:
+        for j in range(LANES):
+            a.u[first + j] *= sqrt(each.p[j]) * sqrt(each.q[j])
+
+
+cdef inline double distance_of(double h, double overlap, double gap) noexcept nogil:
+    """-log(overlap), where overlap is 1 + gap - h: from these while they are small, for overlap has lost their digits then.
+    """
+    if overlap > 0.5 and h < 0.5 and -0.5 < gap < 0.5:
+        return -log1p_f64(gap - h)
+    return -log_any_f64(overlap)
+
+
+cdef void finish_terms(const Plan* plan, const Sums* a, Py_ssize_t row, Py_ssize_t rows, double* out) noexcept nogil:
+    """From sums to results. Rows that `divided` may have led out of its range are read again."""
+    cdef double s, overlap
+    cdef Py_ssize_t j
+    for j in range(rows):
+        s = closed(a.s[j], a.s_lo[j])
+        if plan.op == BHATTACHARYYA:
+            overlap = closed(a.u[j], a.u_lo[j])
+            s = distance_of(s, overlap, 0 if plan.normalize else ((a.v[j] - 2) + a.v_lo[j]) / 2)
+            if overlap < 2.0 ** -900:     # products of roots may be denormal, or 0
+                s = NAN
+        if s != s and (plan.normalize or plan.op == BHATTACHARYYA):
+            s = far_row(plan, row + j)
+        s *= plan.scale
+        if plan.op == JS_DISTANCE or plan.op == HELLINGER:
+            s = sqrt(s)
+        out[j] = s + 0.0
+
+
+cdef double far_row(const Plan* plan, Py_ssize_t row) noexcept nogil:
+    """A divergence of p and q over their sums, at any scale: they are brought near 1 by powers of two, and each pair by one
+    more, which its term is multiplied by, for terms are homogeneous. Three reads of the row: for the largest, the sums
+    and the terms. A BHATTACHARYYA whose overlap is tiny also without sums; that is added up times 2^1000."""
+    cdef double p[RUN * LANES]
+    cdef double q[RUN * LANES]
+    cdef double p_top = 0, q_top = 0, p_sum = 0, p_lo = 0, q_sum = 0, q_lo = 0, s = 0, s_lo = 0, u = 0, x, y, d
+    cdef double by_p = 1, by_p_lo = 0, by_q = 1, by_q_lo = 0
+    cdef Py_ssize_t i, n, start
+    cdef int step, p_shift = 0, q_shift = 0, p_up = 0, q_up = 0, up
+    cdef bint zeros = False, common = False
+    for step in range(3):
+        start = 0
+        while start < plan.classes:
+            n = plan.classes - start if plan.classes - start < RUN * LANES else RUN * LANES
+            fetch[double](plan, &plan.operand[0], row, 1, start, n, p, RUN * LANES, 1, 0)
+            fetch[double](plan, &plan.operand[1], row, 1, start, n, q, RUN * LANES, 1, 0)
+            for i in range(n):
+                if step == 0:
+                    if not (0 <= p[i] < INFINITY and 0 <= q[i] < INFINITY):
+                        return NAN
+                    zeros |= (q[i] == 0 and p[i] > 0) or (plan.op == JEFFREYS and p[i] == 0 and q[i] > 0)
+                    common |= p[i] > 0 and q[i] > 0
+                    p_top = p[i] if p[i] > p_top else p_top
+                    q_top = q[i] if q[i] > q_top else q_top
+                elif step == 1:
+                    two_sum_add(&p_sum, &p_lo, ldexp(p[i], -p_shift))
+                    two_sum_add(&q_sum, &q_lo, ldexp(q[i], -q_shift))
+                elif p[i] > 0 or q[i] > 0:
+                    x = frexp(p[i], &p_up)
+                    y = frexp(q[i], &q_up)
+                    p_up -= p_shift
+                    q_up -= q_shift
+                    if p[i] > 0 and q[i] > 0:
+                        up = (p_up + q_up) >> 1
+                        u += ldexp(sqrt((x * by_p) * (y * by_q) * (1 + (p_up + q_up - 2 * up))), up + 1000)
+                        if not -900 < p_up - q_up < 900:
+                            two_sum_add(&s, &s_lo, apart_term(plan.op, x * by_p, p_up, y * by_q, q_up, plan.weight))
+                            continue
+                    up = q_up if p[i] == 0 or (q[i] > 0 and q_up > p_up) else p_up
+                    d = divided[double](ldexp(x, p_up - up), ldexp(y, q_up - up), by_p, by_p_lo, by_q, by_q_lo, &x, &y)
+                    two_sum_add(&s, &s_lo, ldexp(term_any(plan.op, x, y, d, plan.weight), up))
+            start += n
+        if step == 0:
+            if plan.normalize and (p_top == 0 or q_top == 0):
+                return NAN
+            if (zeros and (plan.op == JEFFREYS or plan.op == CHI2)) or (not common and plan.op == BHATTACHARYYA):
+                return INFINITY
+            if plan.normalize:
+                frexp(p_top, &p_shift)
+                frexp(q_top, &q_shift)
+        elif step == 1 and plan.normalize:
+            take_reciprocal(p_sum, p_lo, &by_p, &by_p_lo)
+            take_reciprocal(q_sum, q_lo, &by_q, &by_q_lo)
+    s = closed(s, s_lo)
+    if plan.op == BHATTACHARYYA:
+        return distance_of(s, ldexp(u, -1000), 0) if u > 2.0 ** 100 else 1000 * LN2 - log_any_f64(u)
+    return s
+
+
+cdef inline double apart_term(int op, double p, int p_up, double q, int q_up, double weight) noexcept nogil:
+    """The term of 2^p_up p and 2^q_up q, which are so far apart that beside the larger the smaller is only seen by what
+    divides by it, or by its logarithm."""
+    if op == JEFFREYS:
+        return (ldexp(p, p_up) if p_up > q_up else -ldexp(q, q_up)) * ((p_up - q_up) * LN2 + log_any_f64(p / q))
+    if op == CHI2 and p_up > q_up:
+        return ldexp(p * p / q, 2 * p_up - q_up)
+    p = ldexp(p, p_up)
+    q = ldexp(q, q_up)
+    return term_any(op, p, q, p - q, weight)
