@@ -82,7 +82,7 @@ CALLS: dict[str, dict[str, str]] = {
         "JAX": "jnp.sum(jnp.exp(p) * (p - q), axis=-1)",
     },
     "JS distance": {
-        "fastkl": 'fk.score(p, None, q, given="probs", stats=["js"])["js"] ** 0.5',
+        "fastkl": "fk.js_distance(p, q, normalize=True)",
         "SciPy": "distance.jensenshannon(p, q, axis=-1)",
         "NumKong": "numkong.jensenshannon(p, q)",
     },
@@ -175,6 +175,7 @@ def sections() -> dict[str, list[Case]]:
     many = np.zeros((200_000, 10), "float16")
     step = 2.0**-13
     small = float(np.float32(1e-40))
+    thirds = [0.1, 0.7, 0.7], [3 * 0.1, 3 * 0.7, 3 * 0.7]
     near = [0.01, 0.99], [np.nextafter(0.01, 1), 0.99]
     return {
         "Zeros": [
@@ -227,6 +228,8 @@ def sections() -> dict[str, list[Case]]:
                  -0.5 * math.log1p(-(2.0**-24))),
             Case("entropy of [1e-40, 1], denormal", "entropy", p([1e-40, 1]), -small * math.log(small)),
             Case("KL([1e-40, 1], [0, 1]), denormal", "KL", pq([1e-40, 1], [0, 1]), INF),
+            Case("JS distance of [0.1, 0.7, 0.7] and 3 times that; float64", "JS distance", pq(*thirds, "float64"),
+                 js_distance_near(*thirds)),
             Case("JS distance of [0.01, 0.99] and the same with the next number for 0.01; float64", "JS distance",
                  pq(*near, "float64"), js_distance_near(*near)),
         ],

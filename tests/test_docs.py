@@ -80,7 +80,8 @@ def test_pages_are_linked() -> None:
     index = (DOCS / "index.md").read_text()
     assert {file.stem for file in written} <= set(re.findall(r"^[\w/-]+$", index, re.M))
     for file in [*written, DOCS / "index.md", ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", file.read_text()):
+        text = re.sub(r"^```\w+\n.*?^```", "", file.read_text(), flags=re.DOTALL | re.M)
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert target.startswith("functions/") or (file.parent / target).is_file(), f"{file.name}: {target}"
 
 
@@ -152,3 +153,19 @@ def test_edges_mark_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert edges.cell([1.0], "IndexError") == "**1**"
     assert edges.cell("IndexError", "IndexError") == "`IndexError`"
     assert edges.cell(None, 0.5) == ""
+
+
+# Contributing -----------------------------------------------------------------------------------------------------
+
+
+def test_the_diff_of_a_divergence_is_what_stands_in_the_files() -> None:
+    """Each line that CONTRIBUTING.md adds to a file is there, in that order."""
+    diff = re.search(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert diff is not None
+    files = re.findall(r"^\+\+\+ b/(\S+)\n((?:(?!---).*\n)+)", diff[1], re.M)
+    assert len(files) == 7
+    for file, hunks in files:
+        lines = iter((ROOT / file).read_text().splitlines())
+        for line in hunks.splitlines():
+            if not line.startswith("@@"):
+                assert line[1:] in lines, f"{file} has no line {line[1:]!r} after the ones before it"
