@@ -107,10 +107,15 @@ def js_divergence(
     >>> float(fk.js_divergence([1.0, 0.0], [0.0, 1.0], base=2))
     1.0
     >>> float(fk.js_divergence([0.5, 0.5], [0.9, 0.1], weight=0.2).round(4))
-    0.0665
+    0.0727
     """
     weight = _args.fraction(weight, "weight")
-    return _divergence(_kernels.JS, p, q, axis, base, normalize, where, keepdims, out, n_threads, weight)
+    if weight <= 0.5:
+        return _divergence(_kernels.JS, p, q, axis, base, normalize, where, keepdims, out, n_threads, weight)
+    # 1 - weight is exact; of a weight near 1 in float32 it would not be.
+    return _divergence(
+        _kernels.JS, q, p, axis, base, normalize, where, keepdims, out, n_threads, 1 - weight, names=("q", "p")
+    )
 
 
 def js_distance(
