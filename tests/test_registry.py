@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import inspect
+import json
 import re
+from pathlib import Path
 
+import numpy as np
 import oracle
 import pytest
 
@@ -75,13 +80,30 @@ def test_traffic(operation: Operation) -> None:
     assert arrays <= moved <= arrays + 10 * 12
 
 
+@operations
+def test_benchmarks(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks have inputs for it, and its kernel's instructions are counted: bench/instructions.py --write."""
+    bench = Path(__file__).parents[1] / "bench"
+    monkeypatch.syspath_prepend(str(bench))
+    cases, instructions = importlib.import_module("cases"), importlib.import_module("instructions")
+    inputs = cases.make_inputs((5, 7), "float32", np.random.default_rng(0))
+    result = oracle.evaluate(fk, operation, inputs.operands(operation), out=inputs.out(operation), n_threads=1)
+    assert np.isfinite(result).all()
+    assert np.ptp(result) > 0
+    counted = json.loads((bench / "instructions.json").read_text())
+    for tier in instructions.TIERS:
+        asked = [f"{name} {cases.shape_name(s)} {t}" for name, s, t in instructions.CASES if name == operation.id]
+        assert asked
+        assert set(asked) <= set(counted[tier]), "not in bench/instructions.json"
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_docstrings(function: str) -> None:
     """Formula, parameters, result, errors, domain, accuracy, and an example that the doctests run."""
     docstring = inspect.getdoc(getattr(fk, function)) or ""
     for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
         assert re.search(rf"^{section}\n-{{{len(section)}}}$", docstring, re.M), f"no section {section}"
-    assert "``" in docstring.split("Parameters")[0], "no formula above the parameters"
+    assert re.search(r"``[^`]*[-+*/(][^`]*``", docstring.split("Parameters\n")[0]), "no formula above the parameters"
     parameters = docstring.split("Parameters\n")[1].split("Returns\n")[0]
     for name in inspect.signature(getattr(fk, function)).parameters:
         assert re.search(rf"^(\w+, )*{name}\b.* : ", parameters, re.M), f"parameter {name} is not described"
@@ -89,5 +111,10 @@ def test_docstrings(function: str) -> None:
         assert error in docstring.split("Raises\n")[1]
     for word in ("Domain", "Accuracy", "eps"):
         assert word in docstring.split("Notes\n")[1]
-    assert ">>> " in docstring.split("Examples\n")[1]
-    assert ">>> " in (inspect.getdoc(getattr(reference, function)) or "")
+    for text, called in (
+        (docstring.split("Examples\n")[1], f"fk.{function}("),
+        (inspect.getdoc(getattr(reference, function)) or "", f"{function}("),
+    ):
+        examples = doctest.DocTestParser().get_examples(text)
+        assert any(called in example.source for example in examples), f"no example calls {called}"
+        assert any(example.want for example in examples), "no example has a result"
