@@ -47,8 +47,8 @@ FORMATS = {
 }
 
 
-#: The bytes of a batch of rows that suits: what is unpacked should still be in the cache when it is scored; pages that are
-#: mapped are taken and given back at less cost in larger ones.
+#: The bytes of a batch of rows that suits: what is unpacked should be in the cache still when it is scored; pages that
+#: are mapped are taken and given back at less cost in larger ones.
 UNPACKED_BYTES = 4 * 2**20
 MAPPED_BYTES = 32 * 2**20
 

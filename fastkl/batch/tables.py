@@ -120,10 +120,10 @@ class Columns:
         dtype = np.dtype(kind.value_type.to_pandas_dtype())
         if pa.types.is_fixed_size_list(kind):
             return kind.list_size, dtype
-        first = first()
-        if first is None or not first.num_rows:
+        batch = first()
+        if batch is None or not batch.num_rows:
             raise InputError(f"{self.path}: has no rows, and its type does not tell the number of classes")
-        row = first.column(names[0]).slice(0, 1)
+        row = batch.column(names[0]).slice(0, 1)
         row.validate(full=True)  # pyarrow ends the process where it follows a broken offset
         return len(row[0] or ()), dtype
 
