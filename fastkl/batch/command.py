@@ -116,7 +116,7 @@ def arguments() -> argparse.ArgumentParser:
         help="run the shards on the cluster of this dask.distributed scheduler, which sees the same files under the "
         "same paths; --threads is then of each task (default: one)",
     )
-    how.add_argument("--chunk", type=positive, metavar="ROWS", help="rows at a time (default: 16 MiB of them)")
+    how.add_argument("--chunk", type=positive, metavar="ROWS", help="rows at a time (default: 4 to 32 MiB of them)")
     return parser
 
 

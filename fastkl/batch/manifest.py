@@ -84,6 +84,7 @@ class Manifest:
         self.head = dict(head)
         self.shards: dict[str, dict[str, Any]] = {}
         self._written = self._took = 0.0
+        self._saved: dict[str, dict[str, Any]] | None = None
 
     def load(self) -> dict[str, dict[str, Any]]:
         """Return the shards of an earlier run of the same version and parameters; of another none is of use."""
@@ -108,11 +109,14 @@ class Manifest:
             self.save()
 
     def save(self) -> None:
-        """Write the file."""
+        """Write the file, unless it is as it should be."""
+        if self._saved == self.shards:
+            return
         began = time.monotonic()
         text = json.dumps({**self.head, "shards": dict(sorted(self.shards.items()))}, indent=1)
         with replacing(self.path) as file:
             file.write(text.encode())
+        self._saved = dict(self.shards)
         self._written = time.monotonic()
         self._took = self._written - began
 

@@ -47,6 +47,12 @@ FORMATS = {
 }
 
 
+#: The bytes of a batch of rows that suits: what is unpacked should be in the cache still when it is scored; pages that
+#: are mapped are taken and given back at less cost in larger ones.
+UNPACKED_BYTES = 4 * 2**20
+MAPPED_BYTES = 32 * 2**20
+
+
 class InputError(Exception):
     """A file cannot be scored; the message is one line that names the file and says why."""
 
@@ -71,6 +77,8 @@ class Source(ABC):
         (classes, dtype) of the logits and the reference by role; labels have (0, dtype).
     spans
         Ranges of rows that can be read independently, in order, or None where any range can.
+    chunk_bytes
+        The size of a batch that suits.
     file
         The mapping that the arrays are views of, if they are.
     """
@@ -79,11 +87,15 @@ class Source(ABC):
     rows: int
     shapes: dict[str, tuple[int, np.dtype[Any]]]
     spans: list[tuple[int, int]] | None = None
+    chunk_bytes: int = UNPACKED_BYTES
     file: MappedFile | None = None
 
     @abstractmethod
     def batches(self, start: int, stop: int, step: int) -> Generator[dict[str, Array], None, None]:
         """Yield rows ``start`` to ``stop`` in order, at most ``step`` at a time."""
+
+    def unpack_by(self, threads: int) -> None:  # noqa: B027 (most are unpacked by one)
+        """Let so many threads unpack a batch, if that pays; the source has one span then."""
 
     def check(self) -> None:
         """Raise if the file was cut short since it was opened: what was read may be zeros that it never held."""
@@ -138,6 +150,8 @@ class MappedFile:
 
 class ArraySource(Source):
     """Views of a mapped file: any rows at any time, without a copy."""
+
+    chunk_bytes = MAPPED_BYTES
 
     def __init__(self, file: MappedFile, arrays: Mapping[str, Array]) -> None:
         self.path, self.file = file.path, file

@@ -121,7 +121,7 @@ def score_files(
         Compute all that the summary tells, whatever the stats. Else it tells what can be told from them; of None, all
         but the Brier score, for which each row's exponentials are computed once more.
     chunk
-        Rows at a time; by default as many as are 16 MiB, or less on many threads. No result depends on it.
+        Rows at a time; by default as many as are 4 to 32 MiB, as suits the format. No result depends on it.
     n_threads
         Threads; None for as many as OpenMP and the CPU affinity allow. No result depends on it.
     progress

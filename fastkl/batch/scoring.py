@@ -26,9 +26,7 @@ from fastkl.batch.totals import OF_LABELS, OF_LOGITS, OF_REFERENCE, ON_REQUEST, 
 from fastkl.batch.writers import open_writer
 from fastkl.registry import STATISTICS
 
-#: The bytes that a chunk has by default: in larger ones mapped pages are taken and given back at less cost. The chunks
-#: of all threads together have a limit.
-CHUNK_BYTES = 16 * 2**20
+#: The bytes that the chunks of all threads together have at most, by default.
 ALL_CHUNKS_BYTES = 128 * 2**20
 
 #: About what a row's scores and totals take beside its numbers.
@@ -199,10 +197,13 @@ class Pass:
         row_bytes = SCORES_BYTES + sum(
             max(n, 1) * dtype.itemsize for source in self.streamed for n, dtype in source.shapes.values()
         )
+        self.threads = parameters.threads or fk.get_num_threads()
+        for source in self.streamed:
+            source.unpack_by(self.threads)
         # Of two files in spans the one with fewer decides: the other skips to its place within one of its own.
         cut = min((source.spans for source in self.streamed if source.spans is not None), key=len, default=None)
-        self.threads = parameters.threads or fk.get_num_threads()
-        aim = min(CHUNK_BYTES, ALL_CHUNKS_BYTES // self.threads)
+        at_once = min(self.threads, len(cut)) if cut is not None else self.threads
+        aim = min(ALL_CHUNKS_BYTES // at_once, *(source.chunk_bytes for source in self.streamed))
         self.step = parameters.chunk or max(1, aim // row_bytes)
         # An empty file too passes through once, and so gets its empty columns.
         step = self.step

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from fastkl.batch.readers import Array, InputError, MappedFile, Source, checked, held
+from fastkl.batch.readers import MAPPED_BYTES, Array, InputError, MappedFile, Source, checked, held
 
 try:
     import pyarrow as pa
@@ -25,6 +25,11 @@ except ImportError as missing:
 
 #: What a Parquet file's columns are read ahead, all together. A whole row group may be larger than memory.
 READ_AHEAD = 16 * 2**20
+
+#: From so many columns on threads unpack them side by side: then one row group is in memory at a time, not one for each
+#: thread. And a batch has more rows: each costs time for each of its columns.
+MANY_COLUMNS = 64
+COLUMNS_BYTES = 16 * 2**20
 
 
 @contextmanager
@@ -104,8 +109,8 @@ class Columns:
             return False
         return (columns == 1 and is_list(kind)) or pa.types.is_floating(kind)
 
-    def head(self, role: str, first: Any) -> tuple[int, np.dtype[Any]]:
-        """Return classes and type of a role; where the lists are of any length, the first batch of rows tells."""
+    def head(self, role: str, first: Callable[[], Any]) -> tuple[int, np.dtype[Any]]:
+        """Return classes and type of a role; where the lists are of any length, a batch of rows tells."""
         names = self.names[role]
         kind = storage(self._kinds[names[0]])
         if role == "labels":
@@ -115,9 +120,10 @@ class Columns:
         dtype = np.dtype(kind.value_type.to_pandas_dtype())
         if pa.types.is_fixed_size_list(kind):
             return kind.list_size, dtype
-        if first is None or not first.num_rows:
+        batch = first()
+        if batch is None or not batch.num_rows:
             raise InputError(f"{self.path}: has no rows, and its type does not tell the number of classes")
-        row = first.column(names[0]).slice(0, 1)
+        row = batch.column(names[0]).slice(0, 1)
         row.validate(full=True)  # pyarrow ends the process where it follows a broken offset
         return len(row[0] or ()), dtype
 
@@ -137,11 +143,11 @@ class Columns:
         return found
 
     def _stacked(self, columns: Any, first_row: int) -> Array:
-        """Return columns of single floats as rows of an array."""
+        """Return columns of single floats as rows of an array, which lie as the columns do."""
         if not len(columns):
             return np.empty((0, columns.num_columns))
         try:
-            rows: Array = columns.to_tensor(row_major=True).to_numpy()
+            rows: Array = columns.to_tensor(row_major=False).to_numpy()
         except pa.ArrowException:
             for name, column in zip(columns.schema.names, columns.columns, strict=True):
                 self._no_nulls(name, column, 1, first_row)
@@ -174,7 +180,7 @@ class Columns:
 
 
 class ParquetSource(Source):
-    """A Parquet file: a row group is a span, unpacked a batch at a time."""
+    """A Parquet file: a row group is a span, unpacked a batch at a time; of many columns all groups are one."""
 
     def __init__(self, path: str, keys: Mapping[str, str | None]) -> None:
         self.path = path
@@ -182,42 +188,53 @@ class ParquetSource(Source):
             raise InputError(f"{path}: not a regular file")
         with refusing(path, "Parquet file"), pa.parquet.ParquetFile(path) as table:
             self._columns = Columns(path, table.schema_arrow, keys)
-            groups = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
+            sizes = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
             self._names = list(dict.fromkeys(name for names in self._columns.names.values() for name in names))
             leaves = len(self._names)
             self._buffer = min(max(READ_AHEAD // leaves, 2**14), 2**20)
-            starts = np.cumsum([0, *groups]).tolist()
+            starts = np.cumsum([0, *sizes]).tolist()
             rows = starts.pop()
-            first = None
-            if rows:
-                first = next(table.iter_batches(batch_size=1, columns=self._names, use_threads=False))
+
+            def first() -> Any:  # only where the type does not tell: it unpacks a page of each column
+                return next(table.iter_batches(batch_size=1, columns=self._names, use_threads=False), None)
+
             heads = {role: self._columns.head(role, first) for role in keys}
         shapes = {role: ((rows,) if role == "labels" else (rows, n), dtype) for role, (n, dtype) in heads.items()}
         self.rows, self.shapes = checked(path, shapes)
-        self.spans = [(start, start + n) for start, n in zip(starts, groups, strict=True) if n] or [(0, 0)]
-        self._groups = {start: i for i, (start, n) in enumerate(zip(starts, groups, strict=True)) if n}
+        self._groups = [(i, start, start + n) for i, (start, n) in enumerate(zip(starts, sizes, strict=True)) if n]
+        self.spans = [(start, stop) for _, start, stop in self._groups] or [(0, 0)]
+        self._side_by_side = False
+        if leaves >= MANY_COLUMNS:
+            self.chunk_bytes = COLUMNS_BYTES
+
+    def unpack_by(self, threads: int) -> None:
+        # Arrow's threads are those of its process: it takes them all, or none.
+        if len(self._names) >= MANY_COLUMNS and threads >= pa.cpu_count() > 1:
+            self._side_by_side = True
+            self.spans = [(0, self.rows)]
 
     def batches(self, start: int, stop: int, step: int) -> Generator[dict[str, Array], None, None]:
-        assert self.spans is not None
-        with refusing(self.path, "Parquet file"):
-            for first, last in self.spans:
-                if first >= stop or last <= start or first == last:
+        # Pages are read as they are needed: a row group need not fit into memory.
+        with (
+            refusing(self.path, "Parquet file"),
+            pa.parquet.ParquetFile(
+                self.path, pre_buffer=False, buffer_size=self._buffer, page_checksum_verification=True
+            ) as table,
+        ):
+            for group, first, last in self._groups:
+                if first >= stop or last <= start:
                     continue
-                # Pages are read as they are needed: a row group need not fit into memory.
-                with pa.parquet.ParquetFile(
-                    self.path, pre_buffer=False, buffer_size=self._buffer, page_checksum_verification=True
-                ) as table:
-                    row = first
-                    for batch in table.iter_batches(
-                        batch_size=step, row_groups=[self._groups[first]], columns=self._names, use_threads=False
-                    ):
-                        begin, row = row, row + len(batch)
-                        if row > start and begin < stop:
-                            cut = max(start - begin, 0)
-                            part = batch.slice(cut, min(row, stop) - begin - cut)
-                            yield self._columns.arrays(part, self.shapes, begin + cut)
-                    if row != last:
-                        raise InputError(f"{self.path}: a row group of {last - first} rows ends after {row - first}")
+                row = first
+                for batch in table.iter_batches(
+                    batch_size=step, row_groups=[group], columns=self._names, use_threads=self._side_by_side
+                ):
+                    begin, row = row, row + len(batch)
+                    if row > start and begin < stop:
+                        cut = max(start - begin, 0)
+                        part = batch.slice(cut, min(row, stop) - begin - cut)
+                        yield self._columns.arrays(part, self.shapes, begin + cut)
+                if row != last:
+                    raise InputError(f"{self.path}: a row group of {last - first} rows ends after {row - first}")
 
 
 def open_parquet(path: str, keys: Mapping[str, str | None]) -> Source:
@@ -237,12 +254,13 @@ class ArrowSource(Source):
             self._columns = Columns(path, reader.schema, keys)
             self._names = list(dict.fromkeys(name for names in self._columns.names.values() for name in names))
             first = next(self._read(), None)
-            heads = {role: self._columns.head(role, first) for role in keys}
+            heads = {role: self._columns.head(role, lambda: first) for role in keys}
             if first is None or all(map(self._lies_in_file, first.columns)):
                 # Only the batches' descriptions are read here, and kept.
                 self._batches = list(self._read())
                 rows = sum(map(len, self._batches))
                 self.file = file
+                self.chunk_bytes = MAPPED_BYTES
             else:
                 self._batches = []
                 rows = sum(map(len, self._read()))

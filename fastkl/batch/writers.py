@@ -201,12 +201,21 @@ def arrow_batch(columns: Columns, lists: bool) -> Any:
     arrays = {}
     for name, values in columns.items():
         if values.ndim == 1:
-            arrays[name] = pa.array(values)
+            arrays[name] = arrow_array(values)
         elif lists:
-            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+            arrays[name] = pa.FixedSizeListArray.from_arrays(arrow_array(values.reshape(-1)), values.shape[1])
         else:
-            arrays |= {f"{name}_{i + 1}": pa.array(np.ascontiguousarray(values[:, i])) for i in range(values.shape[1])}
+            arrays |= {f"{name}_{i + 1}": arrow_array(values[:, i]) for i in range(values.shape[1])}
     return pa.record_batch(arrays)
+
+
+def arrow_array(values: npt.NDArray[Any]) -> Any:
+    """Return numbers as an Arrow array over their memory. `pyarrow.array` would import pandas first if it is there."""
+    import pyarrow as pa
+
+    kind = pa.from_numpy_dtype(values.dtype)
+    held = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(held)])
 
 
 def start_parquet(file: Any, schema: Any) -> Any:
