@@ -20,6 +20,8 @@ def _divergence(
     op: int,
     p: ArrayLike,
     q: ArrayLike,
+    given: Any,
+    temperature: Any,
     axis: int | Sequence[int] | None,
     base: float | None,
     normalize: bool,
@@ -32,10 +34,18 @@ def _divergence(
 ) -> Any:
     """Run one of the kernels' pointwise operations: every function below is a call of this."""
     operands = _args.as_array(p, names[0]), _args.as_array(q, names[1])
+    forms = _args.forms(given, temperature, normalize, operands, names)
+    if forms is not None and not any(logs for logs, _, _ in forms):
+        forms = None     # of probabilities only
     return per_row(
         op, operands, names, axis, where, keepdims, out, n_threads, _args.log_scale(base), weight=weight,
-        normalize=bool(normalize),
+        normalize=bool(normalize) and forms is None, given=forms,
     )  # fmt: skip
+
+
+def _swapped(pair: Any) -> Any:
+    """What is given for p and q, for q and p."""
+    return pair[::-1] if isinstance(pair, (tuple, list)) else pair
 
 
 def js_divergence(
@@ -43,6 +53,8 @@ def js_divergence(
     q: ArrayLike,
     *,
     weight: float = 0.5,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -59,6 +71,12 @@ def js_divergence(
         Probabilities; broadcast against each other.
     weight : float
         That of p in the mixture, from 0 to 1; q has the rest. At 0 and 1 the result is 0.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -110,13 +128,17 @@ def js_divergence(
     0.0665
     """
     weight = _args.fraction(weight, "weight")
-    return _divergence(_kernels.JS, p, q, axis, base, normalize, where, keepdims, out, n_threads, weight)
+    return _divergence(
+        _kernels.JS, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads, weight
+    )
 
 
 def js_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -131,6 +153,12 @@ def js_distance(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -179,13 +207,17 @@ def js_distance(
     >>> float(fk.js_distance([1.0, 0.0], [0.0, 1.0], base=2))
     1.0
     """
-    return _divergence(_kernels.JS_DISTANCE, p, q, axis, base, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.JS_DISTANCE, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    )
 
 
 def jeffreys_divergence(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -200,6 +232,12 @@ def jeffreys_divergence(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -246,13 +284,17 @@ def jeffreys_divergence(
     >>> float(fk.jeffreys_divergence([0.1, 0.9], [0.2, 0.8]).round(4))
     0.0811
     """
-    return _divergence(_kernels.JEFFREYS, p, q, axis, base, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.JEFFREYS, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    )
 
 
 def hellinger_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -266,6 +308,12 @@ def hellinger_distance(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     normalize : bool
@@ -312,13 +360,17 @@ def hellinger_distance(
     >>> float(fk.hellinger_distance([1.0, 0.0], [0.5, 0.5]).round(4))
     0.5412
     """
-    return _divergence(_kernels.HELLINGER, p, q, axis, None, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.HELLINGER, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+    )
 
 
 def bhattacharyya_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -333,6 +385,12 @@ def bhattacharyya_distance(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -384,13 +442,17 @@ def bhattacharyya_distance(
     >>> float(fk.bhattacharyya_distance([1.0, 0.0], [0.5, 0.5]).round(4))
     0.3466
     """
-    return _divergence(_kernels.BHATTACHARYYA, p, q, axis, base, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.BHATTACHARYYA, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    )
 
 
 def total_variation(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -404,6 +466,12 @@ def total_variation(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     normalize : bool
@@ -449,7 +517,9 @@ def total_variation(
     >>> float(fk.total_variation([0.5, 0.5], [0.75, 0.25]))
     0.25
     """
-    return _divergence(_kernels.TOTAL_VARIATION, p, q, axis, None, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.TOTAL_VARIATION, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+    )
 
 
 def chi2_divergence(
@@ -457,6 +527,8 @@ def chi2_divergence(
     q: ArrayLike,
     *,
     kind: str = "pearson",
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -472,6 +544,12 @@ def chi2_divergence(
         Probabilities; broadcast against each other.
     kind : {"pearson", "neyman"}
         What the squares are divided by: q (Pearson), or p (Neyman): ``chi2_divergence(q, p)``.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     normalize : bool
@@ -519,14 +597,21 @@ def chi2_divergence(
     0.25
     """
     if _args.choice(kind, "kind", ("pearson", "neyman")) == "pearson":
-        return _divergence(_kernels.CHI2, p, q, axis, None, normalize, where, keepdims, out, n_threads)
-    return _divergence(_kernels.CHI2, q, p, axis, None, normalize, where, keepdims, out, n_threads, names=("q", "p"))
+        return _divergence(
+            _kernels.CHI2, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+        )
+    given, temperature = _swapped(given), _swapped(temperature)
+    return _divergence(
+        _kernels.CHI2, q, p, given, temperature, axis, None, normalize, where, keepdims, out, n_threads, names=("q", "p")
+    )
 
 
 def triangular_discrimination(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -540,6 +625,12 @@ def triangular_discrimination(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     normalize : bool
@@ -585,4 +676,6 @@ def triangular_discrimination(
     >>> float(fk.triangular_discrimination([0.5, 0.5], [0.75, 0.25]).round(4))
     0.1333
     """
-    return _divergence(_kernels.TRIANGULAR, p, q, axis, None, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.TRIANGULAR, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+    )

@@ -49,6 +49,8 @@ class Budget:
         distance: the two parts that the overlap differs from 1 by, and may cancel.
     ``logs``
         abs(result) + sum(p * (abs(log(p)) + abs(log(q)))): p log(p/q) by the logs, each of which is rounded.
+    ``mixed``
+        abs(result) + sum(abs(p * dterm/dp) * (1 + abs(log(p)))): each probability changed by its log's rounding.
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.
@@ -166,14 +168,14 @@ def _form(function: str, operands: tuple[str, ...], budget: Budget, **keywords: 
     """An operation of other inputs than probabilities, or of probabilities divided by their sums."""
     words = tuple(_WORDS[operand] for operand in operands)
     given = words[0] if len(set(words)) == 1 else words
-    name = "-".join(dict.fromkeys(words) if len(set(words)) == 1 else words)
-    form = "-".join([name, *keywords])
+    form = "-".join([given if isinstance(given, str) else "-".join(given), *keywords])
     return Operation(function, operands, "row", budget, len(operands), form=form, keywords={"given": given, **keywords})
 
 
-_RELATIVE, _LOGS = Budget(32, 32, "relative"), Budget(4, 4, "logs")
+_RELATIVE, _LOGS, _MIXED = Budget(32, 32, "relative"), Budget(4, 4, "logs"), Budget(8, 8, "mixed")
+_TERMS = ("js_divergence", "jeffreys_divergence", "total_variation", "chi2_divergence", "triangular_discrimination")
 
-#: The same operations of log-probabilities, logits and mixed pairs; with a table of their own, for a few sizes and layouts
+#: The same operations of log-probabilities, logits and mixed pairs; in a table of their own, for a few sizes and layouts
 #: tell as much of them as all do of the plain ones.
 FORMS: tuple[Operation, ...] = (
     _form("entropy", ("log_p",), Budget(4, 4, "absolute-sum")),
@@ -194,6 +196,13 @@ FORMS: tuple[Operation, ...] = (
     _form("generalized_kl", ("x", "y"), _RELATIVE),
     _form("generalized_kl", ("log_p", "log_q"), _RELATIVE),
     _form("generalized_kl", ("p", "log_q"), Budget(8, 8, "logs")),
+    *(_form(name, ("x", "y"), _RELATIVE) for name in (*_TERMS, "js_distance", "hellinger_distance")),
+    *(_form(name, ("log_p", "log_q"), _RELATIVE) for name in (*_TERMS, "hellinger_distance")),
+    *(_form(name, ("p", "y"), _MIXED) for name in _TERMS),
+    _form("js_divergence", ("x", "y"), _RELATIVE, weight=0.3),
+    _form("chi2_divergence", ("x", "q"), _MIXED, kind="neyman"),
+    _form("bhattacharyya_distance", ("x", "y"), _RELATIVE),
+    _form("bhattacharyya_distance", ("log_p", "log_q"), Budget(1, 8, "max1")),
 )
 
 
