@@ -1,7 +1,11 @@
 """Divergences of two distributions that are sums of one term a class, or a function of such a sum.
 
-From probabilities; each function states its formula, and takes rows that need not sum to 1. Results are in nats where
-they have a unit.
+From probabilities, their logs or logits; each function states its formula, and takes rows that need not sum to 1. Results
+are in nats where they have a unit.
+
+Where one of the two is given by logs, terms are functions of the larger of p and q and of abs(log(p/q)), in double: no
+term cancels, and nothing of the size of a row is kept. What is divided by its sum is read twice, and once more where the
+rounding of that sum would count (in total_variation of nearly equal rows mostly); out of the cache, unless a row is longer.
 """
 
 from __future__ import annotations
@@ -115,6 +119,11 @@ def js_divergence(
     negative, and depends on p - q where p and q are nearly equal: nothing cancels. About twice the arithmetic of
     `kl_divergence`.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     J. Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991).
@@ -196,6 +205,11 @@ def js_distance(
 
     Accuracy: below 4 eps of the result at every scale.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     D. M. Endres, J. E. Schindelin, "A new metric for probability distributions", IEEE Transactions on Information
@@ -273,6 +287,11 @@ def jeffreys_divergence(
 
     Accuracy: below 8 eps of the result at every scale: every term is >= 0 and a product.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     H. Jeffreys, "An invariant form for the prior probability in estimation problems", Proceedings of the Royal Society
@@ -348,6 +367,11 @@ def hellinger_distance(
 
     Accuracy: below 4 eps of the result at every scale: sqrt(p) - sqrt(q) is (p - q) / (sqrt(p) + sqrt(q)). In float64
     its two square roots and division take the time, not the memory.
+
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
 
     References
     ----------
@@ -431,6 +455,13 @@ def bhattacharyya_distance(
     more than the rows from each other: the parts H and (sum(p) + sum(q)) / 2 - 1 are each right to 8 eps, the latter
     down to 2**-52.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and of log-probabilities with
+    `normalize`: below 32 eps of the result at every scale; of log-probabilities as written, whose sum is not 1, below 8 eps
+    of max(1, result). Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     A. Bhattacharyya, "On a measure of divergence between two statistical populations defined by their probability
@@ -507,6 +538,11 @@ def total_variation(
     Accuracy: below 4 eps of the result; with `normalize` not below 4 eps of 2**-100, where the rows are proportional
     but for their rounding.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     A. L. Gibbs, F. E. Su, "On choosing and bounding probability metrics", International Statistical Review 70 (2002).
@@ -582,6 +618,11 @@ def chi2_divergence(
     longer than that. A row whose sum is 0 gives NaN.
 
     Accuracy: below 8 eps of the result at every scale, also where (p - q)**2 is out of the type's range.
+
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
 
     References
     ----------
@@ -664,6 +705,11 @@ def triangular_discrimination(
     than that. A row whose sum is 0 gives NaN.
 
     Accuracy: below 8 eps of the result at every scale, also where (p - q)**2 is out of the type's range.
+
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
 
     References
     ----------

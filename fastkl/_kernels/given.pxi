@@ -36,7 +36,7 @@ cdef struct Part:                   # of a row: sums of its terms and of p - q (
     double s_lo
     double gap
     double gap_lo
-    double overlap                  # BHATTACHARYYA: of sqrt(p q)
+    double overlap                  # BHATTACHARYYA: 2^64 times that of sqrt(p q)
 
 
 cdef inline bint in_logs(const Plan* plan, int which) noexcept nogil:
@@ -454,7 +454,7 @@ cdef inline bint is_expectation(const Plan* plan) noexcept nogil:
 cdef void given_lanes(const Plan* plan, const real* a, const real* b, Py_ssize_t count, const real* a_patch,
                       const real* b_patch, const Py_ssize_t* at, const Scales* z, double* sums, double* sums_lo,
                       double* gaps, double* gaps_lo, double* overlaps) noexcept nogil:
-    """The loop that the operation takes; its sums without the factor 2^64."""
+    """The loop that the operation takes; its sums without the factor 2^64, but for the overlaps."""
     cdef int j
     cdef double down = 1 if plan.op == CHI2 else FK_DOWN
     for j in range(LANES):
@@ -468,7 +468,6 @@ cdef void given_lanes(const Plan* plan, const real* a, const real* b, Py_ssize_t
         sums_lo[j] *= down
         gaps[j] *= FK_DOWN
         gaps_lo[j] *= FK_DOWN
-        overlaps[j] *= FK_DOWN
 
 
 cdef inline void add_part(Part* to, const Part* part) noexcept nogil:
@@ -649,7 +648,9 @@ cdef inline bint settled_by_pass(const Plan* plan, const Pass* st, double* resul
     """The KL divergence if the sums tell all its digits; whether they do."""
     cdef double total = st.s[0] + st.s_lo[0]
     cdef double mean = (st.t + st.t_lo) / total
-    cdef double shift = st.centre - (st.m[0] - st.m[1]), logs = log_any_f64(total / (st.s[1] + st.s_lo[1]))
+    cdef double difference = st.m[0] - st.m[1], part = difference - st.m[0]
+    cdef double low = (st.m[0] - (difference - part)) - (st.m[1] + part)
+    cdef double shift = (st.centre - difference) - low, logs = log_any_f64(total / (st.s[1] + st.s_lo[1]))
     cdef double kl = (mean + shift) - logs, parts = 1
     parts += mean if mean > 0 else -mean
     parts += shift if shift > 0 else -shift
@@ -724,10 +725,12 @@ cdef double given_result(const Plan* plan, const Part* part, bint valid) noexcep
     if is_expectation(plan):
         return s * plan.scale + 0.0
     if plan.op == BHATTACHARYYA and s == s:
-        if both_scaled(plan):
-            s = not_negative(distance_of(s, part.overlap, 0))
+        if part.overlap < 2.0 ** -800:
+            s = 64 * LN2 - log_any_f64(part.overlap)     # the sum itself may be denormal
+        elif both_scaled(plan):
+            s = not_negative(distance_of(s, part.overlap * FK_DOWN, 0))
         else:
-            s = distance_of(s, part.overlap, ((part.gap - 2) + part.gap_lo) / 2)
+            s = distance_of(s, part.overlap * FK_DOWN, ((part.gap - 2) + part.gap_lo) / 2)
     else:
         s = not_negative(s)
     s = s * plan.scale + 0.0
