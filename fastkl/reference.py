@@ -102,8 +102,8 @@ def entropy(
 ) -> Any:
     """-sum(p * log(p)), with 0 log 0 = 0; with ``normalize`` and ``given="logits"`` of p / sum(p).
 
-    From probabilities: a negative, infinite or NaN one makes the row NaN; no entries: 0. From logits, and normalized: an
-    empty or all -inf row, or one with a +inf or a NaN: NaN.
+    From probabilities: a negative, infinite or NaN one makes the row NaN; no entries: 0. From logits, and normalized:
+    an empty or all -inf row, or one with a +inf or a NaN: NaN.
 
     >>> float(entropy([0.5, 0.5], base=2))
     1.0

@@ -175,8 +175,8 @@ def _form(function: str, operands: tuple[str, ...], budget: Budget, **keywords: 
 _RELATIVE, _LOGS, _MIXED = Budget(32, 32, "relative"), Budget(4, 4, "logs"), Budget(8, 8, "mixed")
 _TERMS = ("js_divergence", "jeffreys_divergence", "total_variation", "chi2_divergence", "triangular_discrimination")
 
-#: The same operations of log-probabilities, logits and mixed pairs; in a table of their own, for a few sizes and layouts
-#: tell as much of them as all do of the plain ones.
+#: The same operations of log-probabilities, logits and mixed pairs; in a table of their own, for a few sizes and
+#: layouts tell as much of them as all do of the plain ones.
 FORMS: tuple[Operation, ...] = (
     _form("entropy", ("log_p",), Budget(4, 4, "absolute-sum")),
     _form("entropy", ("log_p",), Budget(4, 4, "relative+d/2"), normalize=True),

@@ -437,7 +437,7 @@ VMATH double kl_term_by_f64(double p, double q, double d) {
 /* weight p log(p/m) + (1 - weight) q log(q/m), m = weight p + (1 - weight) q: the Jensen-Shannon term.
  *
  * As two KL terms, which are not negative; their distances from m are parts of d, for m is rounded.
- * Domain: 0 <= p, q < 2^100, denormals included, NaN; 0 < weight < 1. double: 2^960.
+ * Domain: 0 <= p, q < 2^100, denormals included, NaN; 0 <= weight <= 1/2. double: 2^960.
  * p = q = 0: +0; d = 0: +0. Never negative, symmetric for weight 1/2. */
 VMATH float js_term_f32(float p, float q, float d, float weight) {
     const float rest = 1.0f - weight, m = weight * p + rest * q;
