@@ -254,7 +254,7 @@ def divisor(temperature: Any, dtype: np.dtype[Any]) -> float:
 def forms(
     given: Any, temperature: Any, normalize: bool, operands: Sequence[Array], names: Sequence[str]
 ) -> tuple[tuple[bool, bool, float], ...] | None:
-    """For each operand whether it holds logs, is divided by its sum, and the temperature; None for plain probabilities."""
+    """For each operand whether it holds logs, is divided by its sum, and the temperature; None for probabilities."""
     if type(given) is str and given == "probs" and type(temperature) is float and temperature == 1 and not normalize:
         return None
     words: tuple[Any, ...] = (given,)
@@ -267,6 +267,6 @@ def forms(
     for word, t, name in zip(words, divisors, names, strict=True):
         word, t = choice(word, "given", GIVEN), divisor(t, dtype)
         if t != 1 and word != "logits":
-            raise ValueError(f"temperature={t:g} for {name}, which holds {word}: only logits are divided by a temperature")
+            raise ValueError(f"temperature={t:g} for {name}, which holds {word}: only logits have one")
         taken.append((word != "probs", bool(normalize) or word == "logits", t))
     return tuple(taken) if any(logs or scaled for logs, scaled, _ in taken) else None

@@ -1,7 +1,12 @@
 """Divergences of two distributions that are sums of one term a class, or a function of such a sum.
 
-From probabilities; each function states its formula, and takes rows that need not sum to 1. Results are in nats where
-they have a unit.
+From probabilities, their logs or logits; each function states its formula, and takes rows that need not sum to 1.
+Results are in nats where they have a unit.
+
+Where one of the two is given by logs, terms are functions of the larger of p and q and of abs(log(p/q)), in double: no
+term cancels, and nothing of the size of a row is kept. What is divided by its sum is read twice, and once more where
+the rounding of that sum would count (in total_variation of nearly equal rows mostly); out of the cache, unless a row is
+longer.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ def _divergence(
     op: int,
     p: ArrayLike,
     q: ArrayLike,
+    given: Any,
+    temperature: Any,
     axis: int | Sequence[int] | None,
     base: float | None,
     normalize: bool,
@@ -32,10 +39,18 @@ def _divergence(
 ) -> Any:
     """Run one of the kernels' pointwise operations: every function below is a call of this."""
     operands = _args.as_array(p, names[0]), _args.as_array(q, names[1])
+    forms = _args.forms(given, temperature, normalize, operands, names)
+    if forms is not None and not any(logs for logs, _, _ in forms):
+        forms = None     # of probabilities only
     return per_row(
         op, operands, names, axis, where, keepdims, out, n_threads, _args.log_scale(base), weight=weight,
-        normalize=bool(normalize),
+        normalize=bool(normalize) and forms is None, given=forms,
     )  # fmt: skip
+
+
+def _swapped(pair: Any) -> Any:
+    """What is given for p and q, for q and p."""
+    return pair[::-1] if isinstance(pair, (tuple, list)) else pair
 
 
 def js_divergence(
@@ -43,6 +58,8 @@ def js_divergence(
     q: ArrayLike,
     *,
     weight: float = 0.5,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -59,6 +76,12 @@ def js_divergence(
         Probabilities; broadcast against each other.
     weight : float
         That of p in the mixture, from 0 to 1; q has the rest. At 0 and 1 the result is 0.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -97,6 +120,11 @@ def js_divergence(
     negative, and depends on p - q where p and q are nearly equal: nothing cancels. About twice the arithmetic of
     `kl_divergence`.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     J. Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on Information Theory 37 (1991).
@@ -111,17 +139,22 @@ def js_divergence(
     """
     weight = _args.fraction(weight, "weight")
     if weight <= 0.5:
-        return _divergence(_kernels.JS, p, q, axis, base, normalize, where, keepdims, out, n_threads, weight)
+        return _divergence(
+            _kernels.JS, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads, weight
+        )
     # 1 - weight is exact; of a weight near 1 in float32 it would not be.
     return _divergence(
-        _kernels.JS, q, p, axis, base, normalize, where, keepdims, out, n_threads, 1 - weight, names=("q", "p")
-    )
+        _kernels.JS, q, p, _swapped(given), _swapped(temperature), axis, base, normalize, where, keepdims, out, n_threads,
+        1 - weight, names=("q", "p"),
+    )  # fmt: skip
 
 
 def js_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -136,6 +169,12 @@ def js_distance(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -173,6 +212,11 @@ def js_distance(
 
     Accuracy: below 4 eps of the result at every scale.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     D. M. Endres, J. E. Schindelin, "A new metric for probability distributions", IEEE Transactions on Information
@@ -184,13 +228,17 @@ def js_distance(
     >>> float(fk.js_distance([1.0, 0.0], [0.0, 1.0], base=2))
     1.0
     """
-    return _divergence(_kernels.JS_DISTANCE, p, q, axis, base, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.JS_DISTANCE, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    )
 
 
 def jeffreys_divergence(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -205,6 +253,12 @@ def jeffreys_divergence(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -240,6 +294,11 @@ def jeffreys_divergence(
 
     Accuracy: below 8 eps of the result at every scale: every term is >= 0 and a product.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     H. Jeffreys, "An invariant form for the prior probability in estimation problems", Proceedings of the Royal Society
@@ -251,13 +310,17 @@ def jeffreys_divergence(
     >>> float(fk.jeffreys_divergence([0.1, 0.9], [0.2, 0.8]).round(4))
     0.0811
     """
-    return _divergence(_kernels.JEFFREYS, p, q, axis, base, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.JEFFREYS, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    )
 
 
 def hellinger_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -271,6 +334,12 @@ def hellinger_distance(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     normalize : bool
@@ -306,6 +375,11 @@ def hellinger_distance(
     Accuracy: below 4 eps of the result at every scale: sqrt(p) - sqrt(q) is (p - q) / (sqrt(p) + sqrt(q)). In float64
     its two square roots and division take the time, not the memory.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     E. Hellinger, "Neue Begründung der Theorie quadratischer Formen von unendlichvielen Veränderlichen", Journal für
@@ -317,13 +391,17 @@ def hellinger_distance(
     >>> float(fk.hellinger_distance([1.0, 0.0], [0.5, 0.5]).round(4))
     0.5412
     """
-    return _divergence(_kernels.HELLINGER, p, q, axis, None, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.HELLINGER, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+    )
 
 
 def bhattacharyya_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -338,6 +416,12 @@ def bhattacharyya_distance(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     base : float, optional
@@ -378,6 +462,12 @@ def bhattacharyya_distance(
     more than the rows from each other: the parts H and (sum(p) + sum(q)) / 2 - 1 are each right to 8 eps, the latter
     down to 2**-52.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and of log-probabilities with `normalize`: below 32 eps of the result at every scale;
+    of log-probabilities as written, whose sum is not 1, below 8 eps of max(1, result). Mixed pairs: as of probabilities
+    each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in double, also
+    where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     A. Bhattacharyya, "On a measure of divergence between two statistical populations defined by their probability
@@ -389,13 +479,17 @@ def bhattacharyya_distance(
     >>> float(fk.bhattacharyya_distance([1.0, 0.0], [0.5, 0.5]).round(4))
     0.3466
     """
-    return _divergence(_kernels.BHATTACHARYYA, p, q, axis, base, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.BHATTACHARYYA, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    )
 
 
 def total_variation(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -409,6 +503,12 @@ def total_variation(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     normalize : bool
@@ -444,6 +544,11 @@ def total_variation(
     Accuracy: below 4 eps of the result; with `normalize` not below 4 eps of 2**-100, where the rows are proportional
     but for their rounding.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     A. L. Gibbs, F. E. Su, "On choosing and bounding probability metrics", International Statistical Review 70 (2002).
@@ -454,7 +559,9 @@ def total_variation(
     >>> float(fk.total_variation([0.5, 0.5], [0.75, 0.25]))
     0.25
     """
-    return _divergence(_kernels.TOTAL_VARIATION, p, q, axis, None, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.TOTAL_VARIATION, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+    )
 
 
 def chi2_divergence(
@@ -462,6 +569,8 @@ def chi2_divergence(
     q: ArrayLike,
     *,
     kind: str = "pearson",
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -477,6 +586,12 @@ def chi2_divergence(
         Probabilities; broadcast against each other.
     kind : {"pearson", "neyman"}
         What the squares are divided by: q (Pearson), or p (Neyman): ``chi2_divergence(q, p)``.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     normalize : bool
@@ -510,6 +625,11 @@ def chi2_divergence(
 
     Accuracy: below 8 eps of the result at every scale, also where (p - q)**2 is out of the type's range.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     K. Pearson, "On the criterion that a given system of deviations ... can be reasonably supposed to have arisen from
@@ -524,14 +644,22 @@ def chi2_divergence(
     0.25
     """
     if _args.choice(kind, "kind", ("pearson", "neyman")) == "pearson":
-        return _divergence(_kernels.CHI2, p, q, axis, None, normalize, where, keepdims, out, n_threads)
-    return _divergence(_kernels.CHI2, q, p, axis, None, normalize, where, keepdims, out, n_threads, names=("q", "p"))
+        return _divergence(
+            _kernels.CHI2, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+        )
+    given, temperature = _swapped(given), _swapped(temperature)
+    return _divergence(
+        _kernels.CHI2, q, p, given, temperature, axis, None, normalize, where, keepdims, out, n_threads,
+        names=("q", "p"),
+    )  # fmt: skip
 
 
 def triangular_discrimination(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: int | Sequence[int] | None = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -545,6 +673,12 @@ def triangular_discrimination(
     ----------
     p, q : array_like
         Probabilities; broadcast against each other.
+    given : {"probs", "log_probs", "logits"} or pair of them
+        What `p` and `q` hold, one word for both or one for each. Log-probabilities are used as written, p = exp(x), and
+        not divided by their sum; of logits the softmax is meant. -inf is the log of a class that is absent.
+    temperature : float or pair of float
+        Positive numbers that logits are divided by first, one for both or one for each; probabilities and their logs
+        take none but 1. The quotient is rounded to the type of the computation.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
     normalize : bool
@@ -579,6 +713,11 @@ def triangular_discrimination(
 
     Accuracy: below 8 eps of the result at every scale, also where (p - q)**2 is out of the type's range.
 
+    Log-probabilities are used as written up to 600, and probabilities beside logs up to 1e260; above, they count as
+    infinite. Accuracy from logits and log-probabilities: below 32 eps of the result at every scale. Mixed pairs: as of
+    probabilities each changed by up to 8 eps (1 + abs(log p)) of itself, for the log of a probability is rounded; in
+    double, also where the data is float32. A row of logits with nothing above -inf gives NaN.
+
     References
     ----------
     F. Topsøe, "Some inequalities for information divergence and related measures of discrimination", IEEE Transactions
@@ -590,4 +729,6 @@ def triangular_discrimination(
     >>> float(fk.triangular_discrimination([0.5, 0.5], [0.75, 0.25]).round(4))
     0.1333
     """
-    return _divergence(_kernels.TRIANGULAR, p, q, axis, None, normalize, where, keepdims, out, n_threads)
+    return _divergence(
+        _kernels.TRIANGULAR, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+    )

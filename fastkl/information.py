@@ -1,4 +1,7 @@
-"""Entropy, cross-entropy and the KL divergence of rows of probabilities. Results are in nats unless `base` is given."""
+"""Entropy, cross-entropy and the KL divergence of rows of probabilities, of their logs or of logits.
+
+Results are in nats unless `base` is given.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +69,13 @@ def entropy(
 
     Notes
     -----
-    Domain: p >= 0, denormals included. The formula is used as written: rows are not divided by their sum. A negative,
-    infinite or NaN element gives NaN for its row. Logits: a row of -inf only, or with +inf, gives NaN.
+    Domain: p >= 0, denormals included. The formula is used as written: rows are not divided by their sum. A
+    negative, infinite or NaN element gives NaN for its row. Logits: a row of -inf only, or with +inf, gives NaN.
+    Log-probabilities as written go up to 600: above, they count as infinite.
 
     Accuracy: below 4 eps of the result, also for nearly one-hot rows (p <= 1); from logits below (4 + d/2) eps, where
-    d is the distance between the two largest.
+    d is the distance between the two largest; from log-probabilities below 4 eps of the sum of abs(p log p); from
+    probabilities with `normalize` below 8 eps. These two read each row twice, the second time out of the cache.
 
     References
     ----------
@@ -215,9 +220,14 @@ def cross_entropy(
 
     Notes
     -----
-    Domain: p, q >= 0. p > 0 where q = 0 gives +inf; a negative, infinite or NaN element gives NaN for its row.
+    Domain: p, q >= 0. p > 0 where q = 0 gives +inf; a negative, infinite or NaN element gives NaN for its
+    row, and so does a row of logits that holds nothing above -inf. Log-probabilities as written go up to 600, and
+    probabilities beside logs up to 1e260: above, they count as infinite.
 
-    Accuracy: below 4 eps of the sum of abs(p log q), which is the result where q <= 1.
+    Accuracy: below 4 eps of the sum of abs(p log q), which is the result where q <= 1. Of logits, and with `normalize`,
+    below 8 eps of the result: with m the largest of q's logits y, sum(p (m - y)) and log(sum(exp(y - m))) are both
+    >= 0, and the second is right also where one class has nearly all of q. What is divided by its sum is read twice,
+    the second time out of the cache, unless a row is longer than that.
 
     References
     ----------
@@ -290,12 +300,21 @@ def kl_divergence(
 
     Notes
     -----
-    Domain: p, q >= 0. p > 0 where q = 0 gives +inf; a negative, infinite or NaN element gives NaN for its row. Without
-    `normalize` the formula is used as written, and is negative where sum(p) falls short of sum(q) by more than the rows
-    differ; with it the result is never negative, 0 for equal rows, and NaN where a sum is 0.
+    Domain: p, q >= 0. p > 0 where q = 0 gives +inf; a negative, infinite or NaN element gives NaN for its
+    row. Without `normalize` the formula is used as written, and is negative where sum(p) falls short of sum(q) by more
+    than the rows differ; with it, and of two rows of logits, the result is never negative, 0 for equal rows (of one
+    form), and NaN where a sum is 0. Log-probabilities as written go up to 600, and probabilities beside logs up to
+    1e260: above, they count as infinite.
 
-    Accuracy: the sum is that of p log(p/q) - p + q, whose terms are all >= 0, and of p - q. Each part is right to
-    8 eps; with `normalize` the error is below 8 eps of the result at every scale.
+    Accuracy: of probabilities the sum is that of p log(p/q) - p + q, whose terms are all >= 0, and of p - q. Each part
+    is right to 8 eps; with `normalize` the error is below 8 eps of the result at every scale. Of logits, and of
+    log-probabilities with `normalize`, it is below 32 eps of the result at every scale. Of log-probabilities as written
+    and of mixed pairs it is below 4 eps of sum(p (abs(log p) + abs(log q))) and of the result: log(p/q) is a difference
+    of logs, and where both rows are float64 nearly equal mixed rows have no more digits than those. Such logs are taken
+    in double: of float32 with `normalize` the error is below 32 eps of the result, too.
+
+    Two rows of logits are read once if their divergence is above about a tenth, else once more, out of the cache unless
+    they are longer than that; other forms are read once for each sum that they are divided by, and once for the terms.
 
     References
     ----------
@@ -372,9 +391,13 @@ def generalized_kl(
 
     Notes
     -----
-    Domain: p, q >= 0. p > 0 where q = 0 gives +inf; a negative, infinite or NaN element gives NaN for its row.
+    Domain: p, q >= 0. p > 0 where q = 0 gives +inf; a negative, infinite or NaN element gives NaN for its
+    row. Of two rows of logits it is their KL divergence. Log-probabilities as written go up to 600, and probabilities
+    beside logs up to 1e260: above, they count as infinite.
 
-    Accuracy: below 8 eps of the result at every scale: every term is >= 0 and computed without cancellation.
+    Accuracy: below 8 eps of the result at every scale: every term is >= 0 and computed without cancellation. Of logits
+    and of log-probabilities below 32 eps of the result at every scale; of mixed pairs below 8 eps of the result and of
+    sum(p (abs(log p) + abs(log q))), for a log of a probability is rounded.
 
     References
     ----------

@@ -102,8 +102,8 @@ def entropy(
 ) -> Any:
     """-sum(p * log(p)), with 0 log 0 = 0; with ``normalize`` and ``given="logits"`` of p / sum(p).
 
-    From probabilities: a negative, infinite or NaN one makes the row NaN; no entries: 0. From logits, and normalized: an
-    empty or all -inf row, or one with a +inf or a NaN: NaN.
+    From probabilities: a negative, infinite or NaN one makes the row NaN; no entries: 0. From logits, and normalized:
+    an empty or all -inf row, or one with a +inf or a NaN: NaN.
 
     >>> float(entropy([0.5, 0.5], base=2))
     1.0
@@ -229,6 +229,8 @@ def js_divergence(
     q: ArrayLike,
     *,
     weight: float = 0.5,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -243,7 +245,7 @@ def js_divergence(
     >>> float(js_divergence([1.0, 0.0], [0.0, 1.0], base=2))
     1.0
     """
-    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    p64, q64, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     value = np.sum(_js_terms(p64, q64, d, weight), axis=axis, keepdims=True)
     return _finish((value + invalid) / _log_base(base) + 0.0, axis, keepdims, dtype)
 
@@ -253,6 +255,8 @@ def js_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -264,7 +268,7 @@ def js_distance(
     >>> float(js_distance([1.0, 0.0], [0.0, 1.0], base=2))
     1.0
     """
-    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    p64, q64, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     value = np.sum(_js_terms(p64, q64, d, 0.5), axis=axis, keepdims=True)
     return _finish(np.sqrt((value + invalid) / _log_base(base) + 0.0), axis, keepdims, dtype)
 
@@ -274,6 +278,8 @@ def jeffreys_divergence(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -287,7 +293,7 @@ def jeffreys_divergence(
     >>> round(float(jeffreys_divergence([0.1, 0.9], [0.2, 0.8])), 4)
     0.0811
     """
-    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    p64, q64, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     terms = _kl_terms(p64, q64, d) + _kl_terms(q64, p64, -d)
     value = np.sum(terms, axis=axis, keepdims=True) + invalid
     return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
@@ -298,6 +304,8 @@ def hellinger_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -308,7 +316,7 @@ def hellinger_distance(
     >>> float(hellinger_distance([1.0, 0.0], [0.0, 1.0]))
     1.0
     """
-    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    p64, q64, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     value = np.sum(_hellinger_terms(p64, q64, d), axis=axis, keepdims=True) + invalid
     return _finish(np.sqrt(value), axis, keepdims, dtype)
 
@@ -318,6 +326,8 @@ def bhattacharyya_distance(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     base: float | None = None,
     normalize: bool = False,
@@ -332,7 +342,7 @@ def bhattacharyya_distance(
     >>> round(float(bhattacharyya_distance([1.0, 0.0], [0.5, 0.5])), 4)
     0.3466
     """
-    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    p64, q64, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     lost = np.sum(_hellinger_terms(p64, q64, d), axis=axis, keepdims=True)
     gap = np.zeros_like(lost) if normalize else (np.sum(p64 + q64, axis=axis, keepdims=True) - 2) / 2
     overlap = np.sum(np.sqrt(p64) * np.sqrt(q64), axis=axis, keepdims=True)
@@ -345,6 +355,8 @@ def total_variation(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -355,7 +367,7 @@ def total_variation(
     >>> float(total_variation([0.5, 0.5], [0.75, 0.25]))
     0.25
     """
-    _, _, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    _, _, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     return _finish(np.sum(np.abs(d) / 2, axis=axis, keepdims=True) + invalid, axis, keepdims, dtype)
 
 
@@ -365,6 +377,8 @@ def chi2_divergence(
     q: ArrayLike,
     *,
     kind: str = "pearson",
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -379,7 +393,7 @@ def chi2_divergence(
     """
     if kind not in ("pearson", "neyman"):
         raise ValueError(f"kind must be 'pearson' or 'neyman', got {kind!r}")
-    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    p64, q64, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     size, over = np.abs(d), q64 if kind == "pearson" else p64
     # d / q may overflow where d^2 / q does not, and d^2 be denormal where q is not.
     terms = np.where((over < 2.0**-500) & (size > 2.0**-500), size * size / over, size * (size / over))
@@ -392,6 +406,8 @@ def triangular_discrimination(
     p: ArrayLike,
     q: ArrayLike,
     *,
+    given: str | tuple[str, str] = "probs",
+    temperature: float | tuple[float, float] = 1.0,
     axis: Axis = -1,
     normalize: bool = False,
     where: ArrayLike | None = None,
@@ -402,7 +418,7 @@ def triangular_discrimination(
     >>> float(triangular_discrimination([1.0, 0.0], [0.0, 1.0]))
     2.0
     """
-    p64, q64, d, invalid, dtype = _distributions(p, q, axis, where, normalize)
+    p64, q64, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     half = np.where(np.maximum(p64, q64) > 1e300, 0.5, 1.0)     # p + q may overflow
     terms = np.where(d == 0, 0.0, np.abs(d) * (half * np.abs(d) / (half * p64 + half * q64)))
     return _finish(np.sum(terms, axis=axis, keepdims=True) + invalid, axis, keepdims, dtype)
@@ -1131,9 +1147,15 @@ def _kl_terms(p: np.ndarray, q: np.ndarray, d: np.ndarray | None = None) -> np.n
 
 
 def _distributions(
-    p: ArrayLike, q: ArrayLike, axis: Axis, where: ArrayLike | None, normalize: bool
+    p: ArrayLike, q: ArrayLike, given: Any, temperature: Any, axis: Axis, where: ArrayLike | None, normalize: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.dtype]:
     """Return p and q, over their sums if asked, p - q, NaN for the rows that are none, and the type of the result."""
+    if given != "probs" or temperature != 1:
+        log_p, log_q, invalid, dtype = _log_pair(p, q, given, temperature, normalize, axis, where)
+        p64, q64 = np.exp(log_p), np.exp(log_q)
+        # p - q by the larger of them and the difference of the logs.
+        ratio = np.where(log_p == log_q, 0.0, log_p - log_q)
+        return p64, q64, np.sign(ratio) * -np.expm1(-np.abs(ratio)) * np.maximum(p64, q64), invalid, dtype
     p64, q64, dtype = _pair(p, q, where)
     invalid = _invalid(p64, axis) + _invalid(q64, axis)
     d = p64 - q64

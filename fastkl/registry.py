@@ -53,6 +53,8 @@ class Budget:
         abs(result), or if larger alpha D + abs(sum(p - q)), of which plain Tsallis divergence is a difference as KL is, D
         being the alpha divergence; for Renyi's that over sum(p). The latter only while sum(p^alpha q^(1 - alpha)) is near
         sum(p), within three quarters of it.
+    ``mixed``
+        abs(result) + sum(abs(p * dterm/dp) * (1 + abs(log(p)))): each probability changed by its log's rounding.
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.
@@ -194,15 +196,15 @@ def _form(function: str, operands: tuple[str, ...], budget: Budget, **keywords: 
     """An operation of other inputs than probabilities, or of probabilities divided by their sums."""
     words = tuple(_WORDS[operand] for operand in operands)
     given = words[0] if len(set(words)) == 1 else words
-    name = "-".join(dict.fromkeys(words) if len(set(words)) == 1 else words)
-    form = "-".join([name, *keywords])
+    form = "-".join([given if isinstance(given, str) else "-".join(given), *keywords])
     return Operation(function, operands, "row", budget, len(operands), form=form, keywords={"given": given, **keywords})
 
 
-_RELATIVE, _LOGS = Budget(32, 32, "relative"), Budget(4, 4, "logs")
+_RELATIVE, _LOGS, _MIXED = Budget(32, 32, "relative"), Budget(4, 4, "logs"), Budget(8, 8, "mixed")
+_TERMS = ("js_divergence", "jeffreys_divergence", "total_variation", "chi2_divergence", "triangular_discrimination")
 
-#: The same operations of log-probabilities, logits and mixed pairs; with a table of their own, for a few sizes and layouts
-#: tell as much of them as all do of the plain ones.
+#: The same operations of log-probabilities, logits and mixed pairs; in a table of their own, for a few sizes and
+#: layouts tell as much of them as all do of the plain ones.
 FORMS: tuple[Operation, ...] = (
     _form("entropy", ("log_p",), Budget(4, 4, "absolute-sum")),
     _form("entropy", ("log_p",), Budget(4, 4, "relative+d/2"), normalize=True),
@@ -222,6 +224,13 @@ FORMS: tuple[Operation, ...] = (
     _form("generalized_kl", ("x", "y"), _RELATIVE),
     _form("generalized_kl", ("log_p", "log_q"), _RELATIVE),
     _form("generalized_kl", ("p", "log_q"), Budget(8, 8, "logs")),
+    *(_form(name, ("x", "y"), _RELATIVE) for name in (*_TERMS, "js_distance", "hellinger_distance")),
+    *(_form(name, ("log_p", "log_q"), _RELATIVE) for name in (*_TERMS, "hellinger_distance")),
+    *(_form(name, ("p", "y"), _MIXED) for name in _TERMS),
+    _form("js_divergence", ("x", "y"), _RELATIVE, weight=0.3),
+    _form("chi2_divergence", ("x", "q"), _MIXED, kind="neyman"),
+    _form("bhattacharyya_distance", ("x", "y"), _RELATIVE),
+    _form("bhattacharyya_distance", ("log_p", "log_q"), Budget(1, 8, "max1")),
 )
 
 #: Operations of single elements, without rows or an axis; "targets" are labels from 0 to 1.

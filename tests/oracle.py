@@ -376,6 +376,16 @@ def probabilities_of(operation: Operation, arguments: Sequence[Any]) -> list[Any
     return rows
 
 
+def function_of(operation: Operation) -> Any:
+    """Return what one of registry.FORMS is of probabilities."""
+    options = {"weight", "kind"} & set(operation.keywords)
+    if options:
+        return POINTWISE[f"{operation.function}[{'weight' if 'weight' in options else operation.keywords['kind']}]"]
+    if operation.function == "bhattacharyya_distance" and all_scaled(operation):
+        return bhattacharyya_normalized
+    return EXACT[operation.function]
+
+
 def all_scaled(operation: Operation) -> bool:
     """Return whether all operands of one of registry.FORMS are divided by their sums."""
     return bool(operation.keywords.get("normalize")) or set(operation.operands) <= {"x", "y"}
@@ -387,7 +397,7 @@ def exact(operation: Operation, arguments: Sequence[Any]) -> list[Any]:
         rows = probabilities_of(operation, arguments)
         if operation.function == "kl_divergence" and all_scaled(operation):
             return [generalized_kl(*rows)]     # of 1 - 1e-320, 240 bits keep 1
-        return [EXACT[operation.function](*rows)]
+        return [function_of(operation)(*rows)]
     value = EXACT[operation.id](*plain(arguments))
     return value if operation.returns == "element" else [value]
 
@@ -466,6 +476,14 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
             return abs(right) + cross_entropy(x[0], x[0], of=abs) + cross_entropy(x[0], x[1], of=abs)
         case "order":
             return unit_of_order(operation, *x, right)
+        case "mixed":
+            # The terms' derivatives, by a change that is far below their digits and far above the oracle's.
+            change, function, total = mp.mpf(10) ** -30, function_of(operation), abs(right)
+            for u, v in zip(*x, strict=True):
+                if u:
+                    slope = (function([u * (1 + change)], [v]) - function([u], [v])) / change
+                    total += abs(slope) * (1 + abs(mp.log(u)))
+            return total
         case "kl":
             return generalized_kl(*x) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(*x, strict=True)))
         case "overlap":

@@ -43,6 +43,9 @@ def draw(form: Operation, shape: tuple[int, ...], dtype: Any, rng: np.random.Gen
 
 SIZES = (1, 2, 10, 100, 300, 5000)
 
+#: Minus the log of a sum that need not be 1.
+OVERLAP = "bhattacharyya_distance[log_probs]"
+
 
 @lru_cache(maxsize=2)
 def cases(id_: str, dtype: str, size: int) -> list[Case]:
@@ -208,7 +211,38 @@ EDGES: list[tuple[str, Any, tuple[Any, ...], dict[str, Any], float]] = [
     ("generalized_kl", L, ([-INF, -INF], [-INF, -INF]), {}, 0.0),
     ("generalized_kl", (P, L), ([0.0, 1.0], [0.0, 0.0]), {}, 1.0),
     ("generalized_kl", X, ([7.0, 7.0], [1.0, 1.0]), {}, 0.0),
+    ("js_divergence", X, ([0.0, -INF], [-INF, 3.0]), {"base": 2}, 1.0),
+    ("js_distance", L, ([0.0, -INF], [-INF, 0.0]), {"base": 2}, 1.0),
+    ("jeffreys_divergence", X, ([0.0, 0.0], [0.0, -INF]), {}, INF),
+    ("jeffreys_divergence", X, ([-1e30, 0.0], [-INF, 0.0]), {}, INF),
+    ("hellinger_distance", X, ([0.0, -INF], [-INF, 3.0]), {}, 1.0),
+    ("bhattacharyya_distance", X, ([0.0, -INF], [-INF, 3.0]), {}, INF),
+    ("bhattacharyya_distance", X, ([0.0, -700.0], [-700.0, 0.0]), {}, 350 - LN2),
+    ("bhattacharyya_distance", L, ([0.0, -INF], [2.0, -INF]), {}, -1.0),
+    ("bhattacharyya_distance", (P, X), ([1.0, 0.0], [0.0, 0.0]), {"base": 2}, 0.5),
+    ("total_variation", X, ([0.0, 0.0], [0.0, -INF]), {}, 0.5),
+    ("total_variation", (P, L), ([1.0, 0.0], [-INF, 0.0]), {}, 1.0),
+    ("chi2_divergence", X, ([0.0, 0.0], [0.0, -INF]), {}, INF),
+    ("chi2_divergence", X, ([0.0, -INF], [0.0, 0.0]), {}, 1.0),
+    ("chi2_divergence", X, ([0.0, 0.0], [0.0, -INF]), {"kind": "neyman"}, 1.0),
+    ("chi2_divergence", (P, X), ([0.5, 0.5], [0.0, -INF]), {"kind": "neyman"}, 1.0),
+    ("triangular_discrimination", X, ([0.0, -INF], [-INF, 3.0]), {}, 2.0),
 ]
+for _function in ("js_divergence", "js_distance", "jeffreys_divergence", "hellinger_distance", "bhattacharyya_distance",
+                  "total_variation", "chi2_divergence", "triangular_discrimination"):  # fmt: skip
+    EDGES += [
+        (_function, X, ([3.0, 5.0], [-2.0, 0.0]), {}, 0.0),
+        (_function, X, ([-INF, 5.0], [-INF, 0.0]), {}, 0.0),
+        (_function, X, ([NAN, 5.0], [7.0, 0.0]), {"where": [False, True]}, 0.0),
+        (_function, X, ([0.0, 5.0], [-INF, -INF]), {}, NAN),
+        (_function, X, ([INF, 5.0], [0.0, 0.0]), {}, NAN),
+        (_function, X, ([0.0, 5.0], [0.0, NAN]), {}, NAN),
+        (_function, L, ([0.0, 601.0], [0.0, 0.0]), {}, NAN),
+        (_function, L, ([5.0, 6.0], [0.0, 1.0]), {"normalize": True}, 0.0),
+        (_function, (P, X), ([-1e-45, 1.0], [0.0, 0.0]), {}, NAN),
+        (_function, (P, X), ([3.0, 3.0], [7.0, 7.0]), {"normalize": True}, 0.0),
+        (_function, (P, X), ([0.0, 0.0], [7.0, 7.0]), {"normalize": True}, NAN),
+    ]
 
 
 def edge_id(edge: Any) -> str:
@@ -247,7 +281,8 @@ def test_rows_of_none(form: Operation, dtype: str, module: ModuleType, rng: np.r
         assert (got.shape, got.dtype) == ((*shape[:-1], 1), dtype)
     got = oracle.evaluate(module, form, draw(form, (4, 0), dtype, rng))
     one_scaled = form.keywords.get("normalize") or {"x", "y"} & set(form.operands)
-    np.testing.assert_array_equal(got, np.full(4, NAN if one_scaled else 0.0, dtype), strict=True)
+    nothing = INF if form.function == "bhattacharyya_distance" else 0.0
+    np.testing.assert_array_equal(got, np.full(4, NAN if one_scaled else nothing, dtype), strict=True)
 
 
 @forms
@@ -354,7 +389,7 @@ def test_the_kl_of_score(size: int, dtype: str, tier: str, rng: np.random.Genera
 @pytest.mark.parametrize("size", [1, 7, 300, 5000])
 def test_equal_rows(form: Operation, dtype: str, size: int, tier: str, rng: np.random.Generator) -> None:
     """Of one form: 0, to the bit, whatever they hold."""
-    if "kl" not in form.function or isinstance(form.keywords["given"], tuple):
+    if isinstance(form.keywords["given"], tuple) or form.function in ("entropy", "cross_entropy") or form.id == OVERLAP:
         pytest.skip("not a divergence of rows of one form")
     for scale in (1e-3, 1.0, 30.0):
         x = (scale * rng.normal(size=(50, size))).astype(dtype)
@@ -366,7 +401,9 @@ def test_equal_rows(form: Operation, dtype: str, size: int, tier: str, rng: np.r
 
 @forms
 def test_never_negative(form: Operation, tier: str, rng: np.random.Generator) -> None:
-    if not (form.function == "generalized_kl" or (form.function == "kl_divergence" and oracle.all_scaled(form))):
+    if form.function in ("entropy", "cross_entropy") or form.id == OVERLAP:
+        pytest.skip("not a divergence")
+    if form.function == "kl_divergence" and not oracle.all_scaled(form):
         pytest.skip("the formula as written may be negative")
     for dtype in DTYPES:
         for size in (2, 5, 300):

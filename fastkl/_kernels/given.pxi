@@ -31,11 +31,12 @@ cdef struct Scales:                 # of two rows, a lane each
     double shift_lo[LANES]
     double logs[LANES]
 
-cdef struct Part:                   # of a row: sums of its terms and of p - q, each a two-sum
+cdef struct Part:                   # of a row: sums of its terms and of p - q (BHATTACHARYYA as written: p + q), two-sums
     double s
     double s_lo
     double gap
     double gap_lo
+    double overlap                  # BHATTACHARYYA: 2^64 times that of sqrt(p q)
 
 
 cdef inline bint in_logs(const Plan* plan, int which) noexcept nogil:
@@ -189,6 +190,21 @@ cdef inline void log_ratio_vector(const double* x, const double* y, const Scales
         out[j] = low if low == low else none
 
 
+cdef inline void ratio_error_vector(const double* x, const double* y, const Scales* z, const double* ratio,
+                                    double* out) noexcept nogil:
+    """What log_ratio_vector has rounded: the sums of x, -y, -shift and -logs, and their errors, once more."""
+    cdef int j
+    cdef double s, b, lo, none = 0
+    for j in range(LANES):
+        s = x[j]
+        lo = -z.shift_lo[j]
+        two_sum_add(&s, &lo, -y[j])
+        two_sum_add(&s, &lo, -z.shift[j])
+        two_sum_add(&s, &lo, -z.logs[j])
+        b = (s - ratio[j]) + lo
+        out[j] = b if b - b == 0 else none
+
+
 cdef inline double exp_of_difference(double x, double m) noexcept nogil:
     """2^64 exp(x - m), also where x - m is rounded."""
     cdef double d = x - m, part = d - x, low = (x - (d - part)) - (m + part), e = exp_up_f64(d)
@@ -260,21 +276,30 @@ cdef loop expectation_lanes(const Plan* plan, const real* a, const real* b, Py_s
 
 # ---- terms ------------------------------------------------------------------------------------------------------------
 
-cdef loop log_ratio_lanes(const Plan* plan, const real* a, const real* b, Py_ssize_t count, const real* a_patch,
+cdef inlined sum_by_ratios(int op, const Plan* plan, const real* a, const real* b, Py_ssize_t count, const real* a_patch,
                      const real* b_patch, const Py_ssize_t* at, const Scales* z, double* sums, double* sums_lo,
-                     double* gaps, double* gaps_lo) noexcept nogil:
-    """Per lane the sums of an operation's terms and of p - q; NaN where a number is outside the domain."""
+                     double* gaps, double* gaps_lo, double* overlaps) noexcept nogil:
+    """Per lane the sums of an operation's terms and of p - q; NaN where a number is outside the domain. For
+    BHATTACHARYYA the terms are Hellinger's, and overlaps the sums of sqrt(p q)."""
     cdef double s[LANES]
     cdef double g[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
+    cdef double w[LANES]
+    cdef double w_lo[LANES]
+    cdef double o[LANES]
+    cdef double c[LANES]
+    cdef double c_lo[LANES]
     cdef double d[LANES]
-    cdef double d_lo[LANES]
     cdef double x[LANES]
     cdef double y[LANES]
     cdef double ratio[LANES]
     cdef double larger[LANES]
     cdef double other[LANES]
+    cdef double size[LANES]
+    cdef double small[LANES]
+    cdef double less[LANES]
+    cdef double falls[LANES]
     cdef real mark[LANES]
     cdef Py_ssize_t i = 0, stop
     cdef int j
@@ -282,14 +307,15 @@ cdef loop log_ratio_lanes(const Plan* plan, const real* a, const real* b, Py_ssi
     cdef real a_none = absent_number(plan, 0, a), b_none = absent_number(plan, 1, a)
     cdef real a_most = largest_number(plan, 0, a), b_most = largest_number(plan, 1, a), nan = NAN
     cdef double u, e, fall, rest, rise, near, up = FK_UP, down = FK_DOWN, infinity = INFINITY, most = -lowest(<double>0)
+    cdef double none = 0
     cdef const real* v
     cdef const real* r
     for j in range(LANES):
-        t[j] = t_lo[j] = d[j] = d_lo[j] = mark[j] = 0
+        t[j] = t_lo[j] = w[j] = w_lo[j] = c[j] = c_lo[j] = mark[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
-            s[j] = g[j] = 0
+            s[j] = g[j] = o[j] = 0
         while i < stop:
             v = vector_at(a, i, a_patch, at)
             r = vector_at(b, i, b_patch, at)
@@ -321,28 +347,104 @@ cdef loop log_ratio_lanes(const Plan* plan, const real* a, const real* b, Py_ssi
                     larger[j] = larger[j] if ratio[j] > 0 else other[j]
             for j in range(LANES):
                 u = ratio[j] if ratio[j] > 0 else -ratio[j]
-                u = u if u < most else most     # inf * 0 would be NaN
-                e = exp_up_f64(-u) * down
-                fall = kl_fall_f64(u, e)
-                near = u - fall
+                size[j] = u if u < most else most     # inf * 0 would be NaN
+                e = exp_up_f64(-size[j]) * down
+                fall = kl_fall_f64(size[j], e)
+                near = size[j] - fall
                 rest = 1 - e
-                rest = near if u < 0.5 else rest
-                rise = kl_rise_f64(u, e, fall, rest) * larger[j]
-                fall *= larger[j]
-                fall = fall if u < most else infinity     # q = 0
+                rest = near if size[j] < 0.5 else rest
+                less[j] = rest
+                small[j] = e
+                falls[j] = fall
                 rest *= larger[j]
-                g[j] += rest if ratio[j] > 0 else -rest
-                s[j] += fall if ratio[j] > 0 else rise
+                d[j] = rest if ratio[j] > 0 else -rest
+                g[j] += d[j]
+            if op == GENERALIZED_KL:
+                for j in range(LANES):
+                    rise = kl_rise_f64(size[j], small[j], falls[j], less[j]) * larger[j]
+                    fall = falls[j] * larger[j]
+                    fall = fall if size[j] < most else infinity     # q = 0
+                    s[j] += fall if ratio[j] > 0 else rise
+            elif op == TOTAL_VARIATION:
+                for j in range(LANES):
+                    s[j] += 0.5 * larger[j] * less[j]
+            elif op == JEFFREYS:
+                for j in range(LANES):
+                    u = larger[j] * less[j] * size[j]
+                    s[j] += u if size[j] < most else infinity
+            elif op == TRIANGULAR:
+                for j in range(LANES):
+                    s[j] += larger[j] * less[j] * less[j] / (1 + small[j])
+            elif op == JS or op == JS_DISTANCE:
+                for j in range(LANES):
+                    # What is below 2^-950 of 2^64 adds nothing, and is outside the term's domain.
+                    e = larger[j] * small[j]
+                    e = e if e > 2.0 ** -950 else none
+                    u = larger[j] if larger[j] > 2.0 ** -950 else none
+                    near = d[j] if larger[j] > 2.0 ** -950 else none
+                    s[j] += js_term_f64(u if ratio[j] > 0 else e, e if ratio[j] > 0 else u, near, plan.weight)
+            elif op == CHI2:
+                ratio_error_vector(x, y, z, ratio, x)
+                for j in range(LANES):
+                    # p/q in two halves: it may overflow where the term does not.
+                    u = 0.5 * size[j] if size[j] < 1200 else 600
+                    e = exp_up_f64(u) * down
+                    e += 0.5 * e * x[j]
+                    u = larger[j] * less[j] * less[j]
+                    near = u * e * down * e
+                    near = near if size[j] < 1200 else infinity
+                    near = near if larger[j] > 0 else none
+                    u *= down     # here and not in the end: the sum may be near the largest number
+                    s[j] += near if ratio[j] > 0 else u
+            else:
+                for j in range(LANES):
+                    e = exp_up_f64(-0.5 * size[j]) * down     # not the root of e^-t, which is 0 sooner
+                    u = less[j] / (1 + e)
+                    s[j] += 0.5 * larger[j] * u * u
+                    o[j] += larger[j] * e
+                if op == BHATTACHARYYA and not both_scaled(plan):
+                    for j in range(LANES):
+                        g[j] += larger[j] + larger[j] * small[j] - d[j]     # p + q in place of p - q
             i += 1
         for j in range(LANES):
             two_sum_add(&t[j], &t_lo[j], s[j])
         for j in range(LANES):
-            two_sum_add(&d[j], &d_lo[j], g[j])
+            two_sum_add(&w[j], &w_lo[j], g[j])
+        if op == BHATTACHARYYA:
+            for j in range(LANES):
+                two_sum_add(&c[j], &c_lo[j], o[j])
     for j in range(LANES):
         sums[j] = t[j] + mark[j]
         sums_lo[j] = t_lo[j]
-        gaps[j] = d[j]
-        gaps_lo[j] = d_lo[j]
+        gaps[j] = w[j]
+        gaps_lo[j] = w_lo[j]
+        overlaps[j] = c[j] + c_lo[j]
+
+
+cdef loop log_ratio_lanes(const Plan* plan, const real* a, const real* b, Py_ssize_t count, const real* a_patch,
+                          const real* b_patch, const Py_ssize_t* at, const Scales* z, double* sums, double* sums_lo,
+                          double* gaps, double* gaps_lo, double* overlaps) noexcept nogil:
+    """sum_by_ratios, compiled for each operation."""
+    if plan.op == GENERALIZED_KL:
+        sum_by_ratios(GENERALIZED_KL, plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
+    elif plan.op == JS or plan.op == JS_DISTANCE:
+        sum_by_ratios(JS, plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
+    elif plan.op == JEFFREYS:
+        sum_by_ratios(JEFFREYS, plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
+    elif plan.op == HELLINGER:
+        sum_by_ratios(HELLINGER, plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
+    elif plan.op == BHATTACHARYYA:
+        sum_by_ratios(BHATTACHARYYA, plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
+    elif plan.op == TOTAL_VARIATION:
+        sum_by_ratios(TOTAL_VARIATION, plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
+    elif plan.op == CHI2:
+        sum_by_ratios(CHI2, plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
+    else:
+        sum_by_ratios(TRIANGULAR, plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
+
+
+cdef inline bint both_scaled(const Plan* plan) noexcept nogil:
+    return plan.operand[0].scaled and plan.operand[1].scaled
 
 
 cdef inline bint is_expectation(const Plan* plan) noexcept nogil:
@@ -351,18 +453,19 @@ cdef inline bint is_expectation(const Plan* plan) noexcept nogil:
 
 cdef void given_lanes(const Plan* plan, const real* a, const real* b, Py_ssize_t count, const real* a_patch,
                       const real* b_patch, const Py_ssize_t* at, const Scales* z, double* sums, double* sums_lo,
-                      double* gaps, double* gaps_lo) noexcept nogil:
-    """The loop that the operation takes; its sums without the factor 2^64."""
+                      double* gaps, double* gaps_lo, double* overlaps) noexcept nogil:
+    """The loop that the operation takes; its sums without the factor 2^64, but for the overlaps."""
     cdef int j
+    cdef double down = 1 if plan.op == CHI2 else FK_DOWN
     for j in range(LANES):
-        gaps[j] = gaps_lo[j] = 0
+        gaps[j] = gaps_lo[j] = overlaps[j] = 0
     if is_expectation(plan):
         expectation_lanes(plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo)
     else:
-        log_ratio_lanes(plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo)
+        log_ratio_lanes(plan, a, b, count, a_patch, b_patch, at, z, sums, sums_lo, gaps, gaps_lo, overlaps)
     for j in range(LANES):
-        sums[j] *= FK_DOWN
-        sums_lo[j] *= FK_DOWN
+        sums[j] *= down
+        sums_lo[j] *= down
         gaps[j] *= FK_DOWN
         gaps_lo[j] *= FK_DOWN
 
@@ -372,6 +475,7 @@ cdef inline void add_part(Part* to, const Part* part) noexcept nogil:
     to.s_lo += part.s_lo
     two_sum_add(&to.gap, &to.gap_lo, part.gap)
     to.gap_lo += part.gap_lo
+    to.overlap += part.overlap
 
 
 cdef void given_block(const Plan* plan, const real* a, const real* b, Py_ssize_t n, const Scales* z,
@@ -383,17 +487,215 @@ cdef void given_block(const Plan* plan, const real* a, const real* b, Py_ssize_t
     cdef double s_lo[LANES]
     cdef double g[LANES]
     cdef double g_lo[LANES]
+    cdef double o[LANES]
     cdef Part block
     cdef Py_ssize_t count = start_patches(a, n, absent_number[real](plan, 0, NULL), a_patch, at)
     start_patches(b, n, absent_number[real](plan, 1, NULL), b_patch, at)
-    given_lanes(plan, a, b, count, a_patch, b_patch, at, z, s, s_lo, g, g_lo)
+    given_lanes(plan, a, b, count, a_patch, b_patch, at, z, s, s_lo, g, g_lo, o)
     fold_two_sum(s, s_lo)
     fold_two_sum(g, g_lo)
     block.s = s[0]
     block.s_lo = s_lo[0]
     block.gap = g[0]
     block.gap_lo = g_lo[0]
+    block.overlap = fold_sum(o)
     add_part(part, &block)
+
+
+# ---- KL from logits in one read --------------------------------------------------------------------------------------
+# KL(p || q) = sum(p (a - b)) - (lse(a) - lse(b)), from running sums of both. What a sum is rounded by counts there by how
+# far the result is from those parts: a row whose KL is small beside them goes the other way, out of the cache.
+
+cdef struct Pass:
+    double m[2]                     # references: the maxima so far
+    double s[2]                     # 2^64 times the sums of exp(a - m[0]) and of exp(b - m[1]), each a two-sum
+    double s_lo[2]
+    double centre
+    double t                        # that of (a - b - centre) exp(a - m[0])
+    double t_lo
+
+
+cdef loop kl_pass_lanes(const real* a, const real* b, Py_ssize_t count, const real* a_patch, const real* b_patch,
+                        const Py_ssize_t* at, const real* a_tops, const real* b_tops, const double* centres,
+                        double* a_sums, double* b_sums, double* moments) noexcept nogil:
+    """Per lane the sums of a Pass."""
+    cdef real ma[LANES]
+    cdef real mb[LANES]
+    cdef real s[LANES]
+    cdef real r[LANES]
+    cdef real e[LANES]
+    cdef double w[LANES]
+    cdef double c[LANES]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef double u[LANES]
+    cdef double u_lo[LANES]
+    cdef double m[LANES]
+    cdef double m_lo[LANES]
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
+    cdef const real* v
+    cdef const real* y
+    cdef double z, part, none = 0
+    for j in range(LANES):
+        ma[j] = a_tops[j]
+        mb[j] = b_tops[j]
+        c[j] = centres[j]
+        t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
+    while i < count:
+        stop = i + RUN if i + RUN < count else count
+        for j in range(LANES):
+            s[j] = r[j] = w[j] = 0
+        while i < stop:
+            v = vector_at(a, i, a_patch, at)
+            y = vector_at(b, i, b_patch, at)
+            for j in range(LANES):
+                e[j] = exp_up(v[j] - ma[j])
+                s[j] += e[j]
+                r[j] += exp_up(y[j] - mb[j])
+            for j in range(LANES):
+                z = <double>v[j] - <double>y[j]
+                if real is double:
+                    part = z - v[j]
+                    z = (z - c[j]) + ((v[j] - (z - part)) - (y[j] + part))
+                else:
+                    z -= c[j]
+                z = e[j] * z
+                w[j] += none if v[j] == -INFINITY else z
+            i += 1
+        for j in range(LANES):
+            add_run(&t[j], &t_lo[j], s[j])
+            add_run(&u[j], &u_lo[j], r[j])
+        for j in range(LANES):
+            if real is double:
+                two_sum_add(&m[j], &m_lo[j], w[j])
+            else:
+                m[j] += w[j]
+    for j in range(LANES):
+        a_sums[j] = t[j] + t_lo[j]
+        b_sums[j] = u[j] + u_lo[j]
+        moments[j] = m[j] + m_lo[j]
+
+
+cdef inline void lower(Pass* st, int which, double m) noexcept nogil:
+    """Move one side's sums to the reference m > st.m[which]."""
+    cdef double f = exp_up_f64(st.m[which] - m) * FK_DOWN
+    st.s[which] *= f
+    st.s_lo[which] *= f
+    if which == 0:
+        st.t *= f
+        st.t_lo *= f
+    st.m[which] = m
+
+
+cdef void pass_block(const real* a, const real* b, Py_ssize_t n, bint first, Pass* st) noexcept nogil:
+    """Add a block, the first or another, to a row's sums."""
+    cdef real a_patch[3 * LANES]
+    cdef real b_patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef real ma[LANES]
+    cdef real mb[LANES]
+    cdef double c[LANES]
+    cdef double s[LANES]
+    cdef double r[LANES]
+    cdef double w[LANES]
+    cdef Py_ssize_t count = start_patches(a, n, <real>-INFINITY, a_patch, at)
+    cdef real top, other
+    cdef int j
+    start_patches(b, n, <real>-INFINITY, b_patch, at)
+    max_lanes(a, count, a_patch, at, ma)
+    max_lanes(b, count, b_patch, at, mb)
+    top = fold_max(ma)
+    other = fold_max(mb)
+    top = lowest(top) if top == -INFINITY else top
+    other = lowest(top) if other == -INFINITY else other
+    if first:
+        st.m[0] = top
+        st.m[1] = other
+        st.centre = <double>top - <double>other
+        st.t = st.t_lo = 0
+        st.s[0] = st.s_lo[0] = st.s[1] = st.s_lo[1] = 0
+    if top > st.m[0]:
+        lower(st, 0, top)
+    if other > st.m[1]:
+        lower(st, 1, other)
+    for j in range(LANES):
+        ma[j] = <real>st.m[0]
+        mb[j] = <real>st.m[1]
+        c[j] = st.centre
+    kl_pass_lanes(a, b, count, a_patch, b_patch, at, ma, mb, c, s, r, w)
+    two_sum_add(&st.s[0], &st.s_lo[0], fold_sum(s))
+    two_sum_add(&st.s[1], &st.s_lo[1], fold_sum(r))
+    two_sum_add(&st.t, &st.t_lo, fold_sum(w))
+
+
+cdef void merge_pass(Pass* st, Pass* other) noexcept nogil:
+    """Add a later chunk's sums to a row's; other is changed."""
+    cdef int which
+    two_sum_add(&other.t, &other.t_lo, (other.s[0] + other.s_lo[0]) * (other.centre - st.centre))
+    for which in range(2):
+        if other.m[which] > st.m[which]:
+            lower(st, which, other.m[which])
+        elif other.m[which] < st.m[which]:
+            lower(other, which, st.m[which])
+        two_sum_add(&st.s[which], &st.s_lo[which], other.s[which])
+        st.s_lo[which] += other.s_lo[which]
+    two_sum_add(&st.t, &st.t_lo, other.t)
+    st.t_lo += other.t_lo
+
+
+cdef inline bint settled_by_pass(const Plan* plan, const Pass* st, double* result) noexcept nogil:
+    """The KL divergence if the sums tell all its digits; whether they do."""
+    cdef double total = st.s[0] + st.s_lo[0]
+    cdef double mean = (st.t + st.t_lo) / total
+    cdef double difference = st.m[0] - st.m[1], part = difference - st.m[0]
+    cdef double low = (st.m[0] - (difference - part)) - (st.m[1] + part)
+    cdef double shift = (st.centre - difference) - low, logs = log_any_f64(total / (st.s[1] + st.s_lo[1]))
+    cdef double kl = (mean + shift) - logs, parts = 1
+    parts += mean if mean > 0 else -mean
+    parts += shift if shift > 0 else -shift
+    parts += logs if logs > 0 else -logs
+    result[0] = kl * plan.scale + 0.0
+    return kl > parts / 16 and kl < INFINITY
+
+
+cdef inline bint one_pass(const Plan* plan) noexcept nogil:
+    return plan.op == GENERALIZED_KL and both_scaled(plan) and plan.operand[0].logs and plan.operand[1].logs
+
+
+cdef bint pass_across(const Plan* plan, const real* a, const real* b, Py_ssize_t rows, double* result,
+                      bint* settled) noexcept nogil:
+    """Up to LANES short rows; returns whether all are settled."""
+    cdef Pass st
+    cdef Py_ssize_t at[3]
+    cdef real ma[LANES]
+    cdef real mb[LANES]
+    cdef double c[LANES]
+    cdef double s[LANES]
+    cdef double r[LANES]
+    cdef double w[LANES]
+    cdef Py_ssize_t i
+    cdef int j
+    cdef bint all_settled = True
+    at[0] = at[1] = at[2] = -1
+    max_lanes(a, plan.classes, a, at, ma)
+    max_lanes(b, plan.classes, b, at, mb)
+    for j in range(LANES):
+        ma[j] = lowest(ma[j]) if ma[j] == -INFINITY else ma[j]
+        mb[j] = lowest(mb[j]) if mb[j] == -INFINITY else mb[j]
+        c[j] = <double>ma[j] - <double>mb[j]
+    kl_pass_lanes(a, b, plan.classes, a, b, at, ma, mb, c, s, r, w)
+    st.s_lo[0] = st.s_lo[1] = st.t_lo = 0
+    for i in range(rows):
+        st.m[0] = ma[i]
+        st.m[1] = mb[i]
+        st.centre = c[i]
+        st.s[0] = s[i]
+        st.s[1] = r[i]
+        st.t = w[i]
+        settled[i] = settled_by_pass(plan, &st, &result[i])
+        all_settled = all_settled and settled[i]
+    return all_settled
 
 
 # ---- from sums to results --------------------------------------------------------------------------------------------
@@ -403,10 +705,14 @@ cdef bint correct_scales(const Plan* plan, const Part* part, Scale* q, real* lik
     corrected by that then."""
     cdef double gap = closed(part.gap, part.gap_lo), s = closed(part.s, part.s_lo), most
     most = 2.0 ** -22 if real is float else 2.0 ** -51
-    if is_expectation(plan) or not (plan.operand[0].scaled and plan.operand[1].scaled):
+    if is_expectation(plan) or not both_scaled(plan):
         return False
-    if not (gap * gap > most * s and -0.5 < gap < 0.5):
+    # All but the total variation change with its square.
+    if plan.op == TOTAL_VARIATION and gap < 0:
+        gap = -gap
+    if not ((gap if plan.op == TOTAL_VARIATION else gap * gap) > most * s and -0.5 < gap < 0.5):
         return False
+    gap = closed(part.gap, part.gap_lo)
     q.log_total_lo = log1p_f64(-gap)
     q.factor /= 1 - gap
     return True
@@ -416,7 +722,19 @@ cdef double given_result(const Plan* plan, const Part* part, bint valid) noexcep
     cdef double s = closed(part.s, part.s_lo)
     if not valid:
         return NAN
-    return (s if is_expectation(plan) else not_negative(s)) * plan.scale + 0.0
+    if is_expectation(plan):
+        return s * plan.scale + 0.0
+    if plan.op == BHATTACHARYYA and s == s:
+        if part.overlap < 2.0 ** -800:
+            s = 64 * LN2 - log_any_f64(part.overlap)     # the sum itself may be denormal
+        elif both_scaled(plan):
+            s = not_negative(distance_of(s, part.overlap * FK_DOWN, 0))
+        else:
+            s = distance_of(s, part.overlap * FK_DOWN, ((part.gap - 2) + part.gap_lo) / 2)
+    else:
+        s = not_negative(s)
+    s = s * plan.scale + 0.0
+    return sqrt(s) if plan.op == JS_DISTANCE or plan.op == HELLINGER else s
 
 
 # ---- short rows ------------------------------------------------------------------------------------------------------
@@ -447,10 +765,12 @@ cdef void given_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratc
     cdef double s_lo[LANES]
     cdef double g[LANES]
     cdef double g_lo[LANES]
+    cdef double o[LANES]
     cdef Py_ssize_t at[3]
     cdef Py_ssize_t size = plan.classes * LANES, first = 0, n, i
     cdef real* a = scratch
     cdef real* b = scratch + size
+    cdef bint settled[LANES]
     cdef int turn
     cdef bint again
     at[0] = at[1] = at[2] = -1
@@ -463,6 +783,9 @@ cdef void given_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratc
                     absent_number[real](plan, 0, NULL))
         fetch[real](plan, &plan.operand[1], row + first, n, 0, plan.classes, b, 1, LANES,
                     absent_number[real](plan, 1, NULL))
+        if one_pass(plan) and pass_across(plan, a, b, n, result + first, settled):
+            first += LANES
+            continue
         sums_across(plan, 0, a, &p_sums)
         sums_across(plan, 1, b, &q_sums)
         for i in range(LANES):
@@ -471,13 +794,15 @@ cdef void given_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratc
             set_lane(&p[i], &q[i], i, &z)
         for turn in range(2):
             again = False
-            given_lanes(plan, a, b, plan.classes, a, b, at, &z, s, s_lo, g, g_lo)
+            given_lanes(plan, a, b, plan.classes, a, b, at, &z, s, s_lo, g, g_lo, o)
             for i in range(n):
                 part.s = s[i]
                 part.s_lo = s_lo[i]
                 part.gap = g[i]
                 part.gap_lo = g_lo[i]
-                result[first + i] = given_result(plan, &part, p[i].valid and q[i].valid)
+                part.overlap = o[i]
+                if not (one_pass(plan) and settled[i]):
+                    result[first + i] = given_result(plan, &part, p[i].valid and q[i].valid)
                 if turn == 0 and correct_scales[real](plan, &part, &q[i], NULL):
                     set_lane(&p[i], &q[i], i, &z)
                     again = True
@@ -547,7 +872,7 @@ cdef void second_pass(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssiz
     cdef Scales z
     cdef Py_ssize_t first = start, n, i, j, size = given_together(plan, sizeof(real)) * SPAN
     for i in range(rows):
-        parts[i].s = parts[i].s_lo = parts[i].gap = parts[i].gap_lo = 0
+        parts[i].s = parts[i].s_lo = parts[i].gap = parts[i].gap_lo = parts[i].overlap = 0
     while first < stop:
         n = BLOCK if first + BLOCK < stop else stop - first
         load_given(plan, 0, row, rows, first, n, scratch, a)
@@ -557,6 +882,43 @@ cdef void second_pass(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssiz
                 set_lane(&p[i], &q[i], j, &z)
             given_block(plan, a[i], b[i], n, &z, &parts[i])
         first += n
+
+
+cdef void pass_chunk(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, Pass* passes,
+                     real* scratch) noexcept nogil:
+    """A chunk of some rows, at most 16, in one read."""
+    cdef const real* a[16]
+    cdef const real* b[16]
+    cdef Py_ssize_t first = start, n, i, size = given_together(plan, sizeof(real)) * SPAN
+    while first < stop:
+        n = BLOCK if first + BLOCK < stop else stop - first
+        load_given(plan, 0, row, rows, first, n, scratch, a)
+        load_given(plan, 1, row, rows, first, n, scratch + size, b)
+        for i in range(rows):
+            pass_block(a[i], b[i], n, first == start, &passes[i])
+        first += n
+
+
+cdef bint pass_rows(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, double* result, bint* settled,
+                    real* scratch) noexcept nogil:
+    """Some rows, at most 16; returns whether all are settled."""
+    cdef Pass passes[16]
+    cdef Pass chunk[16]
+    cdef Py_ssize_t start = 0, stop, i
+    cdef bint all_settled = True
+    while start < plan.classes:
+        stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
+        pass_chunk[real](plan, row, rows, start, stop, chunk, scratch)
+        for i in range(rows):
+            if start == 0:
+                passes[i] = chunk[i]
+            else:
+                merge_pass(&passes[i], &chunk[i])
+        start = stop
+    for i in range(rows):
+        settled[i] = settled_by_pass(plan, &passes[i], &result[i])
+        all_settled = all_settled and settled[i]
+    return all_settled
 
 
 cdef void given_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
@@ -569,10 +931,14 @@ cdef void given_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch)
     cdef Part parts[16]
     cdef Part chunk_parts[16]
     cdef double result[TILE]
+    cdef bint settled[16]
     cdef Py_ssize_t group = given_together(plan, sizeof(real)), i = 0, n, k, start, stop
     cdef int which
     while i < rows:
         n = group if i + group < rows else rows - i
+        if one_pass(plan) and pass_rows[real](plan, row + i, n, result + i, settled, scratch):
+            i += n
+            continue
         for which in range(2):
             start = 0
             while start < plan.classes and plan.operand[which].scaled:
@@ -591,6 +957,8 @@ cdef void given_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch)
             scale_of(plan, 1, &sums[1], k, &q[k])
         given_parts[real](plan, row + i, n, p, q, parts, chunk_parts, scratch)
         for k in range(n):
+            if one_pass(plan) and settled[k]:
+                continue
             if correct_scales[real](plan, &parts[k], &q[k], NULL):
                 given_parts[real](plan, row + i + k, 1, p + k, q + k, parts + k, chunk_parts, scratch)
             result[i + k] = given_result(plan, &parts[k], p[k].valid and q[k].valid)
@@ -625,33 +993,48 @@ cdef void one_given_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, real* scratc
 
 
 cdef void one_given_chunk(const Plan* plan, int which, Py_ssize_t t, Py_ssize_t chunks, State* states, const Scale* p,
-                          const Scale* q, Part* parts, real* scratch) noexcept nogil:
-    """Chunk t % chunks of row t // chunks: the sums of an operand or, if which is 2, the second pass."""
+                          const Scale* q, Part* parts, Pass* passes, real* scratch) noexcept nogil:
+    """Chunk t % chunks of row t // chunks: the sums of an operand, or if which is 2 the second pass, if 3 the one pass."""
     cdef Py_ssize_t i = t // chunks, start = t % chunks * CHUNK
     cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
     cdef unsigned int mode = fk_default_mode()
     if which < 2:
         scan_given[real](plan, which, plan.first_row + i, 1, start, stop, &states[t], scratch)
+    elif which == 3:
+        pass_chunk[real](plan, plan.first_row + i, 1, start, stop, &passes[t], scratch)
     else:
         second_pass[real](plan, plan.first_row + i, 1, start, stop, &p[i], &q[i], &parts[t], scratch)
     fk_restore_mode(mode)
 
 
-cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts, real* scratch, Py_ssize_t stride,
-                      int threads) noexcept nogil:
+cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts, Pass* passes, real* scratch,
+                      Py_ssize_t stride, int threads) noexcept nogil:
     """A few very long rows (at most TILE): threads share each row's chunks, which are then merged in order."""
     cdef Sums sums[2]
     cdef Scale p[TILE]
     cdef Scale q[TILE]
     cdef double result[TILE]
     cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i
+    cdef bint settled[TILE]
     cdef int which, turn
-    cdef bint again
+    cdef bint again = False
+    if one_pass(plan):
+        for t in prange(rows * chunks, num_threads=threads, schedule="static"):
+            one_given_chunk[real](plan, 3, t, chunks, states, p, q, parts, passes, scratch + threadid() * stride)
+        for i in range(rows):
+            for t in range(1, chunks):
+                merge_pass(&passes[i * chunks], &passes[i * chunks + t])
+            settled[i] = settled_by_pass(plan, &passes[i * chunks], &result[i])
+            again = again or not settled[i]
+        if not again:
+            put_rows[real](plan, &plan.out, plan.first_row, rows, result, scratch)
+            return
     for which in range(2):
         if not plan.operand[which].scaled:
             continue
         for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-            one_given_chunk[real](plan, which, t, chunks, states, p, q, parts, scratch + threadid() * stride)
+            one_given_chunk[real](plan, which, t, chunks, states, p, q, parts, passes,
+                                  scratch + threadid() * stride)
         for i in range(rows):
             for t in range(1, chunks):
                 merge_given(plan, which, &states[i * chunks], &states[i * chunks + t])
@@ -661,11 +1044,13 @@ cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts,
         scale_of(plan, 1, &sums[1], i, &q[i])
     for turn in range(2):
         for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-            one_given_chunk[real](plan, 2, t, chunks, states, p, q, parts, scratch + threadid() * stride)
+            one_given_chunk[real](plan, 2, t, chunks, states, p, q, parts, passes, scratch + threadid() * stride)
         again = False
         for i in range(rows):
             for t in range(1, chunks):
                 add_part(&parts[i * chunks], &parts[i * chunks + t])
+            if one_pass(plan) and settled[i]:
+                continue
             result[i] = given_result(plan, &parts[i * chunks], p[i].valid and q[i].valid)
             if turn == 0 and correct_scales[real](plan, &parts[i * chunks], &q[i], NULL):
                 again = True
@@ -681,6 +1066,7 @@ cdef int execute_given(Plan* plan, int threads, real* like) noexcept nogil:
     cdef real* scratch = NULL
     cdef State* states = NULL
     cdef Part* parts = NULL
+    cdef Pass* passes = NULL
     cdef int failed = 0
     if rows <= 0:
         return 0
@@ -699,14 +1085,16 @@ cdef int execute_given(Plan* plan, int threads, real* like) noexcept nogil:
     if chunks > 1 and threads > 1 and rows < 2 * threads and rows <= TILE:
         failed = posix_memalign(<void**>&states, 64, rows * chunks * sizeof(State))
         failed |= posix_memalign(<void**>&parts, 64, rows * chunks * sizeof(Part))
+        failed |= posix_memalign(<void**>&passes, 64, rows * chunks * sizeof(Pass))
         if not failed:
-            given_split[real](plan, chunks, states, parts, scratch, stride, threads)
+            given_split[real](plan, chunks, states, parts, passes, scratch, stride, threads)
     elif threads == 1:
         for t in range(tiles):
             one_given_tile[real](plan, t, size, scratch)
     else:
         for t in prange(tiles, num_threads=threads, schedule="static"):
             one_given_tile[real](plan, t, size, scratch + threadid() * stride)
+    free(passes)
     free(parts)
     free(states)
     free(scratch)
