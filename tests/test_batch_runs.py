@@ -130,7 +130,7 @@ def test_totals_are_packed_in_the_manifest(tmp_path: Path) -> None:
     assert json.loads(text)["counts"]["rows"] == len(x)
     assert (packed(text), 2 * len(held) < len(text)) == (held, True)
     for broken in ("", held[:-10], "totals"):
-        with pytest.raises(ValueError, match="packed|base85"):
+        with pytest.raises(ValueError, match=r"packed|base85"):
             unpacked(broken)
 
 
