@@ -319,8 +319,8 @@ def _run(
 ) -> dict[str, Array]:  # fmt: skip
     """Fill columns of one float type, in one read."""
     shape = operands[0].shape[:-1]
-    # The numbers lie in one array: that is large enough for huge pages where a column of a million is not, and faults for
-    # pages of 4 KiB would be a quarter of the time of short rows.
+    # The numbers lie in one array: that is large enough for huge pages where a column of a million is not, and faults
+    # for pages of 4 KiB would be a quarter of the time of short rows.
     plain = [name for name in names if name not in _EXACT and name != "top_k_log_prob"]
     block = np.empty((len(plain), *shape), dtype)
     columns = {name: block[i, ...] for i, name in enumerate(plain)}

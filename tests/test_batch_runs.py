@@ -27,6 +27,7 @@ import pytest
 import fastkl as fk
 from fastkl.batch import InputError, score_files
 from fastkl.batch.command import main
+from fastkl.batch.manifest import packed, unpacked
 from fastkl.batch.scoring import Parameters, score_shard
 from fastkl.batch.shards import find_shards
 
@@ -108,7 +109,7 @@ def test_no_order_and_no_number_of_threads_shows(tmp_path: Path) -> None:
     for threads, chunk in [(1, None), (3, 11)]:
         out = tmp_path / f"out-{threads}"
         run = score_files(tmp_path / "in", "y", out, n_threads=threads, chunk=chunk)
-        totals = {name: entry["totals"] for name, entry in manifest(out).items()}
+        totals = {name: unpacked(entry["totals"]) for name, entry in manifest(out).items()}
         runs.append((contents(out), repr(run.summary), totals))
     shards, _ = find_shards([tmp_path / "in"], "y", out=tmp_path / "out-one-by-one")
     (tmp_path / "out-one-by-one" / "deep").mkdir(parents=True)
@@ -117,6 +118,20 @@ def test_no_order_and_no_number_of_threads_shows(tmp_path: Path) -> None:
     totals = {shard.name: score_shard(shard, sent[1]).totals.to_json() for shard in sent[0]}
     runs.append((contents(tmp_path / "out-one-by-one"), runs[0][1], totals))
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_totals_are_packed_in_the_manifest(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 3, (20_000, 10))
+    np.savez(tmp_path / "x.npz", logits=x, y=rng.integers(10, size=len(x)))
+    score_files(tmp_path / "x.npz", "y", f"{tmp_path}/out/")
+    held = manifest(tmp_path / "out")["x.npz"]["totals"]
+    text = unpacked(held)
+    assert json.loads(text)["counts"]["rows"] == len(x)
+    assert (packed(text), 2 * len(held) < len(text)) == (held, True)
+    for broken in ("", held[:-10], "totals"):
+        with pytest.raises(ValueError, match=r"packed|base85"):
+            unpacked(broken)
 
 
 def test_patterns_folders_of_labels_and_formats(tmp_path: Path) -> None:
@@ -225,7 +240,9 @@ def test_strict_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert contents(tmp_path / "out") == {}
 
 
-@pytest.mark.parametrize("change", ["nothing", "touch", "input", "output", "lost", "parameters", "labels", "manifest"])
+@pytest.mark.parametrize(
+    "change", ["nothing", "touch", "input", "output", "lost", "parameters", "labels", "manifest", "totals"]
+)
 def test_resume_redoes_what_changed(tmp_path: Path, change: str) -> None:
     make_shards(tmp_path / "in")
     out = tmp_path / "out"
@@ -261,6 +278,10 @@ def test_resume_redoes_what_changed(tmp_path: Path, change: str) -> None:
     elif change == "manifest":
         (out / "manifest.json").unlink()
         redone = set(expected)
+    elif change == "totals":
+        told = json.loads((out / "manifest.json").read_text())
+        told["shards"]["part-2.npz"]["totals"] = told["shards"]["part-2.npz"]["totals"][:-10]
+        (out / "manifest.json").write_text(json.dumps(told))
     again = score_files(tmp_path / "in", "y", out, resume=True, **options)
     assert {name for name in expected if (out / name).stat().st_mtime_ns != before[name]} == redone
     assert (again.shards, again.skipped) == (4, 4 - len(redone))

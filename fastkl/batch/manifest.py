@@ -1,7 +1,7 @@
 """The manifest: what became of each shard, so that a run can go on where another ended.
 
 A JSON file beside the results: version and parameters, and for each shard its inputs and its result, by size, time and
-checksum, with its totals; or the reason why it was set aside. It is written anew, whole, as shards end.
+checksum, with its totals (packed); or the reason why it was set aside. It is written anew, whole, as shards end.
 
 The checksum of a file is the XXH3-64 of the XXH3-64 digests (big-endian) of its MiBs. XXH3 runs at the speed of memory,
 so it costs a fraction of the scoring; in MiBs it can be taken by several threads and of the very bytes that a chunk's
@@ -10,10 +10,12 @@ scores are made of, while they are in cache. The file need not be read twice.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +121,19 @@ class Manifest:
         self._saved = dict(self.shards)
         self._written = time.monotonic()
         self._took = self._written - began
+
+
+def packed(text: str) -> str:
+    """Return a shard's totals as the manifest holds them: they are bins for the most part, and a third when packed."""
+    return base64.b85encode(zlib.compress(text.encode())).decode()
+
+
+def unpacked(text: str) -> str:
+    """Return what was `packed`; ValueError if it was not."""
+    try:
+        return zlib.decompress(base64.b85decode(text)).decode()
+    except zlib.error as error:
+        raise ValueError(f"not packed totals ({error})") from error
 
 
 def verified(entry: Mapping[str, Any], inputs: list[str], out: str) -> bool:

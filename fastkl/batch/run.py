@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fastkl as fk
-from fastkl.batch.manifest import Manifest, locked, verified
+from fastkl.batch.manifest import Manifest, locked, packed, unpacked, verified
 from fastkl.batch.readers import InputError
 from fastkl.batch.scoring import Advance, Parameters, Scored, open_operands, score_shard
 from fastkl.batch.shards import Name, Shard, find_shards
@@ -190,13 +191,15 @@ def score_files(
             }  # fmt: skip
             manifest = Manifest(folder / "manifest.json" if folder else Path(f"{os.fspath(out)}.manifest.json"), head)
         noted = manifest.load() if manifest is not None and resume else {}
-        there = [s for s in shards if s.name in noted and verified(noted[s.name], s.inputs, s.out or "")]
-        done = {shard.name: noted[shard.name] for shard in there}
+        done: set[str] = set()
         whole: Totals | None = None
-        for name, entry in done.items():
-            whole = added(whole, Totals.from_json(entry["totals"]))
-            if manifest is not None:
-                manifest.shards[name] = entry
+        for shard in shards:
+            entry = noted.get(shard.name, {})
+            if verified(entry, shard.inputs, shard.out or "") and (totals := totals_of(entry)) is not None:
+                whole = added(whole, totals)
+                done.add(shard.name)
+                if manifest is not None:
+                    manifest.shards[shard.name] = entry
         left = [shard for shard in shards if shard.name not in done]
         if manifest is not None:
             manifest.save()
@@ -219,7 +222,7 @@ def score_files(
                 rows += outcome.rows
                 size += sum(file_size(path) for path in shard.inputs)
                 if manifest is not None:
-                    manifest.put(shard.name, {**outcome.entry, "totals": outcome.totals.to_json()})
+                    manifest.put(shard.name, {**outcome.entry, "totals": packed(outcome.totals.to_json())})
                 whole = added(whole, outcome.totals)
         if manifest is not None:
             manifest.save()
@@ -242,6 +245,14 @@ def added(whole: Totals | None, part: Totals) -> Totals:
         return part
     whole.merge(part)
     return whole
+
+
+def totals_of(entry: Mapping[str, Any]) -> Totals | None:
+    """Return the totals that the manifest holds of a shard; None if they cannot be read."""
+    try:
+        return Totals.from_json(unpacked(entry["totals"]))
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
 
 
 def file_size(path: str) -> int:
