@@ -74,7 +74,7 @@ cdef struct AlphaLanes:
     double top_lo[LANES]
 
 
-cdef loop mass_lanes(const double* x, Py_ssize_t count, double* s, double* s_lo, double* k) noexcept nogil:
+cdef loop alpha_mass_lanes(const double* x, Py_ssize_t count, double* s, double* s_lo, double* k) noexcept nogil:
     """Add vectors of numbers to the lanes' sums (s + s_lo) 2^k."""
     cdef double m[LANES]
     cdef double e[LANES]
@@ -467,7 +467,7 @@ cdef double divergence_of_order(const Alpha* o, const Frame* f, const AlphaLanes
 
 # ---- tiles -----------------------------------------------------------------------------------------------------------
 
-cdef inline double absent_number(const Alpha* o, int which) noexcept nogil:
+cdef inline double absent_in_alpha(const Alpha* o, int which) noexcept nogil:
     return -INFINITY if o.logs[which] else 0
 
 
@@ -519,13 +519,13 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
         x = scratch + which * size
         if rows < LANES:
             for i in range(size):
-                x[i] = absent_number(o, which)
-        fetch[double](&o.plan, &o.plan.operand[which], row, rows, 0, classes, x, 1, LANES, absent_number(o, which))
+                x[i] = absent_in_alpha(o, which)
+        fetch[double](&o.plan, &o.plan.operand[which], row, rows, 0, classes, x, 1, LANES, absent_in_alpha(o, which))
         for j in range(LANES):
             mass[which][j] = mass_lo[which][j] = 0
             mass_k[which][j] = -1e18
         if o.divided[which] and not o.logs[which]:
-            mass_lanes(x, classes, mass[which], mass_lo[which], mass_k[which])
+            alpha_mass_lanes(x, classes, mass[which], mass_lo[which], mass_k[which])
         elif o.divided[which]:
             for i in range(size):
                 quotients[i] = x[i] / o.temperature[which]
@@ -560,10 +560,10 @@ cdef Py_ssize_t alpha_block(const Alpha* o, int which, Py_ssize_t row, Py_ssize_
         n = o.plan.classes - first
     whole = (n + LANES - 1) // LANES
     fetch[double](&o.plan, &o.plan.operand[which], row, rows, first, n, scratch, ALPHA_SPAN, 1,
-                  absent_number(o, which))
+                  absent_in_alpha(o, which))
     for i in range(rows):
         for j in range(n, whole * LANES):
-            scratch[i * ALPHA_SPAN + j] = absent_number(o, which)
+            scratch[i * ALPHA_SPAN + j] = absent_in_alpha(o, which)
     return whole
 
 
@@ -637,7 +637,7 @@ cdef void alpha_along(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratch
                         open_row[double](x, n, <Py_ssize_t>-1, &states[i])
                     logsumexp_block[double](x, n, <Py_ssize_t>-1, False, NULL, NULL, &states[i])
                 else:
-                    mass_lanes(x, whole, mass[which][i], mass_lo[which][i], mass_k[which][i])
+                    alpha_mass_lanes(x, whole, mass[which][i], mass_lo[which][i], mass_k[which][i])
             first += ALPHA_BLOCK
         for i in range(rows):
             if o.logs[which] and o.divided[which]:

@@ -820,7 +820,7 @@ cdef inline bint read_in_place(const Plan* plan, int which) noexcept nogil:
 
 cdef inline Py_ssize_t given_together(const Plan* plan, size_t itemsize) noexcept nogil:
     """Rows fetched together: as many as have neighbouring elements in a cache line, where those of a row have not."""
-    return 1 if read_in_place(plan, 0) and read_in_place(plan, 1) else side_rows(itemsize)
+    return 1 if read_in_place(plan, 0) and read_in_place(plan, 1) else 64 // <Py_ssize_t>itemsize
 
 
 cdef void load_given(const Plan* plan, int which, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t first, Py_ssize_t n,

@@ -260,7 +260,7 @@ cdef inline void three_sum_add(double* hi, double* lo, double* least, double x) 
     hi[0] = s
 
 
-cdef loop mass_lanes(const real* p, Py_ssize_t count, const double* ups, double* sums, double* lows,
+cdef loop transport_mass_lanes(const real* p, Py_ssize_t count, const double* ups, double* sums, double* lows,
                      double* leasts) noexcept nogil:
     cdef double up[LANES]
     cdef double hi[LANES]
@@ -457,8 +457,8 @@ cdef void transport_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* like
                 if phase == 0:
                     top_lanes(p, q, n, &s)
                 elif phase == 1:
-                    mass_lanes(p, n, s.p_up, s.p_sum, s.p_low, s.p_least)
-                    mass_lanes(q, n, s.q_up, s.q_sum, s.q_low, s.q_least)
+                    transport_mass_lanes(p, n, s.p_up, s.p_sum, s.p_low, s.p_least)
+                    transport_mass_lanes(q, n, s.q_up, s.q_sum, s.q_low, s.q_least)
                 else:
                     transport_lanes(p, q, n, gaps, &s)
             start += n
