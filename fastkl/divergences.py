@@ -144,8 +144,8 @@ def js_divergence(
         )
     # 1 - weight is exact; of a weight near 1 in float32 it would not be.
     return _divergence(
-        _kernels.JS, q, p, _swapped(given), _swapped(temperature), axis, base, normalize, where, keepdims, out, n_threads,
-        1 - weight, names=("q", "p"),
+        _kernels.JS, q, p, _swapped(given), _swapped(temperature), axis, base, normalize, where, keepdims, out,
+        n_threads, 1 - weight, names=("q", "p"),
     )  # fmt: skip
 
 

@@ -293,6 +293,12 @@ def jeffreys_divergence(
     >>> round(float(jeffreys_divergence([0.1, 0.9], [0.2, 0.8])), 4)
     0.0811
     """
+    if given != "probs" or temperature != 1:
+        log_p, log_q, invalid, dtype = _log_pair(p, q, given, temperature, normalize, axis, where)
+        terms = np.where(log_p == log_q, 0.0, (np.exp(log_p) - np.exp(log_q)) * (log_p - log_q))
+        terms = np.where(np.isneginf(log_p) != np.isneginf(log_q), np.inf, terms)
+        value = np.sum(terms, axis=axis, keepdims=True) + invalid
+        return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
     p64, q64, d, invalid, dtype = _distributions(p, q, given, temperature, axis, where, normalize)
     terms = _kl_terms(p64, q64, d) + _kl_terms(q64, p64, -d)
     value = np.sum(terms, axis=axis, keepdims=True) + invalid

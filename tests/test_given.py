@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from functools import lru_cache
@@ -41,10 +42,7 @@ def draw(form: Operation, shape: tuple[int, ...], dtype: Any, rng: np.random.Gen
 
 # Digits -----------------------------------------------------------------------------------------------------------
 
-SIZES = (1, 2, 10, 100, 300, 5000)
-
-#: Minus the log of a sum that need not be 1.
-OVERLAP = "bhattacharyya_distance[log_probs]"
+SIZES = (1, 10, 60, 300, 5000)
 
 
 @lru_cache(maxsize=2)
@@ -52,7 +50,7 @@ def cases(id_: str, dtype: str, size: int) -> list[Case]:
     """Draw rows and find their right results, once for all tiers."""
     rng = generator(f"{id_}-{dtype}-{size}")
     rows = oracle.rows_for(BY_ID[id_], size, dtype, rng)
-    kept = len(rows) if size <= 100 else 6 if size <= 300 else 1
+    kept = len(rows) if size <= 10 else 5 if size <= 60 else 2 if size <= 300 else 1
     return [measured(BY_ID[id_], rows[i], dtype) for i in rng.permutation(len(rows))[:kept]]
 
 
@@ -72,20 +70,18 @@ def test_budget(form: Operation, dtype: str, size: int, tier: str) -> None:
 
 @forms
 @dtypes
-def test_masked_strided_and_in_base_2(form: Operation, dtype: str, tier: str, rng: np.random.Generator) -> None:
+def test_masked_and_strided(form: Operation, dtype: str, tier: str, rng: np.random.Generator) -> None:
     """The digits are those of the kept entries alone; whatever lies under the mask is not read."""
-    rows, bounds = [], []
+    rows = []
     arrays = draw(form, (6, 90), dtype, rng)
     where = rng.random((6, 90)) < 0.6
     for i in range(6):
         kept = oracle.Row(str(i), tuple(v[i][where[i]] for v in arrays))
-        row, right, bound = measured(form, kept, dtype)
-        rows.append((row, [right[0] / oracle.mp.log(2)], [2 * b for b in bound]))
-        bounds.append(bound)
+        rows.append(measured(form, kept, dtype))
     for v in arrays:
         v[~where] = rng.choice([NAN, INF, -1.0], (~where).sum())
     arrays = [np.repeat(v, 2, axis=1)[:, ::2].T for v in arrays]
-    got = oracle.evaluate(fk, form, arrays, where=where.T, axis=0, base=2)
+    got = oracle.evaluate(fk, form, arrays, where=where.T, axis=0)
     assert_within_budget(got, rows, dtype)
 
 
@@ -300,7 +296,7 @@ def test_behaves_as_the_reference(form: Operation, dtype: str, round_: int, rng:
         keywords: dict[str, Any] = {"keepdims": bool(rng.integers(2))}
         if rng.random() < 0.5:
             keywords["where"] = rng.random(shape) < rng.choice([0.1, 0.5, 0.9])
-        if rng.random() < 0.3:
+        if rng.random() < 0.3 and "base" in inspect.signature(getattr(fk, form.function)).parameters:
             keywords["base"] = float(rng.choice([2, 10, 0.5]))
         axes = rng.permutation(len(shape))[: rng.integers(1, len(shape) + 1)]
         keywords["axis"] = [int(axes[0]), tuple(axes.tolist()), None][rng.integers(3)]
@@ -325,7 +321,7 @@ def test_behaves_as_the_reference(form: Operation, dtype: str, round_: int, rng:
 # Same bits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 3, 32, 33, 100, 256, 257, 4096, 4100, 140_000])
+@pytest.mark.parametrize("size", [3, 33, 256, 257, 4100, 140_000])
 @dtypes
 @forms
 def test_same_bits(form: Operation, dtype: str, size: int, rng: np.random.Generator) -> None:
@@ -384,13 +380,19 @@ def test_the_kl_of_score(size: int, dtype: str, tier: str, rng: np.random.Genera
     np.testing.assert_allclose(fk.kl_divergence(x, y, given="logits", temperature=2.0), scores["reverse_kl"], rtol=rtol)
 
 
-@forms
+# -log of a sum that need not be 1 is no divergence.
+DIVERGENCES = [f for f in FORMS if "entropy" not in f.function and f.id != "bhattacharyya_distance[log_probs]"]
+#: Of rows of one form.
+ALIKE = [f for f in DIVERGENCES if isinstance(f.keywords["given"], str)]
+#: KL as written may be negative.
+NEVER_NEGATIVE = [f for f in DIVERGENCES if f.function != "kl_divergence" or oracle.all_scaled(f)]
+
+
+@pytest.mark.parametrize("form", ALIKE, ids=lambda form: form.id)
 @dtypes
-@pytest.mark.parametrize("size", [1, 7, 300, 5000])
+@pytest.mark.parametrize("size", [1, 7, 300])
 def test_equal_rows(form: Operation, dtype: str, size: int, tier: str, rng: np.random.Generator) -> None:
     """Of one form: 0, to the bit, whatever they hold."""
-    if isinstance(form.keywords["given"], tuple) or form.function in ("entropy", "cross_entropy") or form.id == OVERLAP:
-        pytest.skip("not a divergence of rows of one form")
     for scale in (1e-3, 1.0, 30.0):
         x = (scale * rng.normal(size=(50, size))).astype(dtype)
         x[::3, 0] = -INF
@@ -399,12 +401,8 @@ def test_equal_rows(form: Operation, dtype: str, size: int, tier: str, rng: np.r
         assert got.tobytes() == np.zeros(50, dtype).tobytes()
 
 
-@forms
+@pytest.mark.parametrize("form", NEVER_NEGATIVE, ids=lambda form: form.id)
 def test_never_negative(form: Operation, tier: str, rng: np.random.Generator) -> None:
-    if form.function in ("entropy", "cross_entropy") or form.id == OVERLAP:
-        pytest.skip("not a divergence")
-    if form.function == "kl_divergence" and not oracle.all_scaled(form):
-        pytest.skip("the formula as written may be negative")
     for dtype in DTYPES:
         for size in (2, 5, 300):
             arrays = draw(form, (300, size), np.float64, rng)
