@@ -39,9 +39,8 @@ class Budget:
     ``kl``
         generalized_kl + abs(sum(p - q)): plain KL is the difference of two such parts.
     ``order``
-        abs(result), or if larger alpha D + abs(sum(p - q)), of which plain Tsallis divergence is a difference as KL is, D
-        being the alpha divergence; for Renyi's that over sum(p). The latter only while sum(p^alpha q^(1 - alpha)) is near
-        sum(p), within three quarters of it.
+        abs(result), or if larger the smaller of alpha D + abs(sum(p - q)), D being the alpha divergence, and
+        sum(p) / abs(alpha - 1): plain Tsallis divergence is a difference of these. For Renyi's both are over sum(p).
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.

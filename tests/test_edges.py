@@ -235,9 +235,7 @@ for _alpha in (0.0, 0.3, 1.0, 2.0, 1e5, INF):
             ("tsallis_entropy", ([NAN, 1.0], _alpha), {"where": [F, F]}, 0.0),
             ("tsallis_entropy", ([0.0, -INF], _alpha), {"given": "logits"}, 0.0),
             ("tsallis_divergence", ([0.3, 0.7], [0.3, 0.7], _alpha), {}, 0.0),
-            ("tsallis_divergence", ([1.0, 3.0], [2.0, 6.0], _alpha), {"normalize": True}, 0.0),
             ("alpha_divergence", ([0.3, 0.7], [0.3, 0.7], _alpha), {}, 0.0),
-            ("alpha_divergence", ([1.0, 3.0], [2.0, 6.0], _alpha), {"normalize": True}, 0.0),
             ("alpha_divergence", ([1.0, 2.0], [3.0, 4.0], _alpha), {"given": "logits"}, 0.0),
         ]
     if _alpha not in (0.3, 2.0):
@@ -481,7 +479,8 @@ def test_behaves_as_the_reference(operation: Operation, dtype: str, round_: int,
         # Sums of terms of both signs up to 1e30 * 70: the oracle judges digits, this judges meaning.
         largest = max(1.0, *(np.abs(v[np.isfinite(v)]).max(initial=0) for v in arrays[:2])) * 100
         summed = ("kl_divergence", "cross_entropy", "entropy", "logsumexp", "tsallis_entropy", "tsallis_divergence")
-        scale = largest if operation.function in summed and not operation.form.endswith(("logits", "normalize")) else 1.0
+        as_written = not operation.form.endswith(("logits", "normalize"))
+        scale = largest if operation.function in summed and as_written else 1.0
         atol = 1e-6 * scale if largest > 1000 or dtype == "float32" else 1e-13 * scale
         np.testing.assert_allclose(got[finite], right[finite], rtol=1e-5 if dtype == "float32" else 1e-10, atol=atol)
 
