@@ -446,7 +446,7 @@ def renyi_entropy(
     where: ArrayLike | None = None,
     keepdims: bool = False,
 ) -> Any:
-    """log(sum(p**alpha) / sum(p)) / (1 - alpha), and its limits: at 1 -sum(p * log(p)) / sum(p), at infinity -log(max(p)).
+    """log(sum(p**alpha) / sum(p)) / (1 - alpha); at 1 -sum(p * log(p)) / sum(p), at infinity -log(max(p)).
 
     p = 0 counts for nothing. A negative, infinite or NaN p, or a sum of 0: NaN.
 
@@ -499,11 +499,11 @@ def renyi_divergence(
     """log(sum(p**alpha * q**(1 - alpha)) / sum(p)) / (alpha - 1), and its limits: sum(p * log(p / q)) / sum(p) at 1,
     log(max(p / q)) at infinity.
 
-    p = 0 counts for nothing; p > 0 where q = 0: +inf if alpha >= 1, nothing if not. A negative, infinite or NaN p or q, or a
-    sum(p) of 0: NaN. Of two distributions, never negative.
+    p = 0 counts for nothing; p > 0 where q = 0: +inf if alpha >= 1, nothing if not. A negative, infinite or NaN p or q,
+    or a sum(p) of 0: NaN. Of two distributions, never negative.
 
-    >>> [round(float(renyi_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (0, 0.5, 1, 2, math.inf)]
-    [0.0, 0.0194, 0.0367, 0.0606, 0.1178]
+    >>> [round(float(renyi_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (0.5, 1, 2, math.inf)]
+    [0.0202, 0.0367, 0.0606, 0.1178]
     """
     log_p, log_q, invalid, both, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
     value = _log_mean_power(log_p, _log_ratio(log_p, log_q), alpha - 1, axis)
@@ -526,11 +526,11 @@ def tsallis_divergence(
 ) -> Any:
     """(sum(p**alpha * q**(1 - alpha)) - sum(p)) / (alpha - 1), at 1 sum(p * log(p / q)).
 
-    p = 0 counts for nothing; p > 0 where q = 0: +inf if alpha >= 1. A negative, infinite or NaN p or q: NaN. No entries: 0.
-    Of two distributions, never negative.
+    p = 0 counts for nothing; p > 0 where q = 0: +inf if alpha >= 1. A negative, infinite or NaN p or q: NaN. No
+    entries: 0. Of two distributions, never negative.
 
-    >>> [round(float(tsallis_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (0, 0.5, 1, 2)]
-    [0.0, 0.0193, 0.0367, 0.0625]
+    >>> [round(float(tsallis_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (0.5, 1, 2)]
+    [0.0201, 0.0367, 0.0625]
     """
     log_p, log_q, invalid, both, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
     terms = _power_terms(log_p, _log_ratio(log_p, log_q), alpha - 1)
@@ -552,14 +552,14 @@ def alpha_divergence(
     where: ArrayLike | None = None,
     keepdims: bool = False,
 ) -> Any:
-    """sum(alpha * p + (1 - alpha) * q - p**alpha * q**(1 - alpha)) / (alpha * (1 - alpha)), at 1 and 0 generalized_kl(p, q)
-    and generalized_kl(q, p).
+    """sum(alpha * p + (1 - alpha) * q - p**alpha * q**(1 - alpha)) / (alpha * (1 - alpha)), at 1 and 0
+    generalized_kl(p, q) and generalized_kl(q, p).
 
-    p > 0 where q = 0: +inf if alpha >= 1; q > 0 where p = 0: +inf if alpha <= 0. A negative, infinite or NaN p or q: NaN. No
-    entries: 0. Never negative.
+    p > 0 where q = 0: +inf if alpha >= 1; q > 0 where p = 0: +inf if alpha <= 0. A negative, infinite or NaN p or q:
+    NaN. No entries: 0. Never negative.
 
     >>> [round(float(alpha_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (-1, 0, 0.5, 1, 2)]
-    [0.0556, 0.0444, 0.0387, 0.0367, 0.0312]
+    [0.0556, 0.0444, 0.0402, 0.0367, 0.0312]
     """
     log_p, log_q, invalid, _, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
     c = alpha - 1
@@ -567,9 +567,9 @@ def alpha_divergence(
         log_p, log_q, alpha, c = log_q, log_p, 1 - alpha, -alpha
     terms, p64, q64 = _power_terms(log_p, _log_ratio(log_p, log_q), c), np.exp(log_p), np.exp(log_q)
     # (p^alpha q^(1 - alpha) - p) / (alpha - 1) is alpha times the term, and p - q.
-    near = np.abs(log_p - log_q) < 1e-4
-    terms = np.where(near, p64 * (log_p - log_q) ** 2 / 2 * (1 + (alpha - 2) * (log_p - log_q) / 3), (terms - (p64 - q64)) / alpha)
-    terms = np.where(p64 == 0, q64 / alpha, np.where(near & (p64 == q64), 0.0, terms))
+    x = log_p - log_q
+    terms = np.where(np.abs(x) < 1e-4, p64 * x**2 / 2 * (1 + (alpha - 2) * x / 3), (terms - (p64 - q64)) / alpha)
+    terms = np.where(p64 == 0, q64 / alpha, terms)
     value = np.maximum(np.sum(terms, axis=axis, keepdims=True), 0.0) + invalid
     return _finish(value + 0.0, axis, keepdims, dtype)
 
@@ -577,7 +577,7 @@ def alpha_divergence(
 def _log_probabilities(
     p: ArrayLike, given: str, temperature: float, normalize: bool, where: ArrayLike | None, axis: Axis
 ) -> tuple[np.ndarray, np.ndarray, np.dtype]:
-    """Return the logs of a distribution's probabilities, NaN for the rows that hold none (else 0), and the result's type."""
+    """Return the logs of a distribution's probabilities, NaN for rows without any (else 0), and the result's type."""
     (x,), dtype = _read(p)
     if given not in ("probs", "log_probs", "logits"):
         raise ValueError(f"given must be 'probs', 'log_probs' or 'logits', got {given!r}")
@@ -627,7 +627,7 @@ def _power_terms(log_p: np.ndarray, x: np.ndarray, c: float) -> np.ndarray:
 
 
 def _log_mean_power(log_p: np.ndarray, x: np.ndarray, c: float, axis: Axis) -> np.ndarray:
-    """Return log(sum(p * exp(c * x)) / sum(p)) / c, and its limits: sum(p * x) / sum(p), and the largest x where p > 0."""
+    """Return log(sum(p * exp(c * x)) / sum(p)) / c; at c = 0 sum(p * x) / sum(p), at infinity the largest x."""
     present = ~np.isneginf(log_p)
     top, less1 = _total_less_one(log_p, np.ones_like(log_p), axis)
     if c == np.inf:

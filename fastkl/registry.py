@@ -50,9 +50,8 @@ class Budget:
     ``logs``
         abs(result) + sum(p * (abs(log(p)) + abs(log(q)))): p log(p/q) by the logs, each of which is rounded.
     ``order``
-        abs(result), or if larger alpha D + abs(sum(p - q)), of which plain Tsallis divergence is a difference as KL is, D
-        being the alpha divergence; for Renyi's that over sum(p). The latter only while sum(p^alpha q^(1 - alpha)) is near
-        sum(p), within three quarters of it.
+        abs(result), or if larger the smaller of alpha D + abs(sum(p - q)), D being the alpha divergence, and
+        sum(p) / abs(alpha - 1): plain Tsallis divergence is a difference of these. For Renyi's both are over sum(p).
     ``mixed``
         abs(result) + sum(abs(p * dterm/dp) * (1 + abs(log(p)))): each probability changed by its log's rounding.
     ``exp``

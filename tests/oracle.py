@@ -272,10 +272,9 @@ def divided(p: Sequence[float]) -> list[Any]:
 def unit_of_order(operation: Operation, p: Sequence[float], q: Sequence[float], right: Any) -> Any:
     """Return the unit "order" of registry.Budget."""
     alpha, total = mp.mpf(operation.keywords["alpha"]), mp.fsum(mp.mpf(v) for v in p)
-    if not total or abs((alpha - 1) * tsallis_divergence(p, q, alpha)) > 0.75 * total:
-        return abs(right)
-    parts = alpha * alpha_divergence(p, q, alpha) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(p, q, strict=True)))
-    return max(abs(right), parts / total if operation.function == "renyi_divergence" else parts)
+    gap = abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(p, q, strict=True)))
+    parts = min(alpha * alpha_divergence(p, q, alpha) + gap, total / abs(alpha - 1))
+    return max(abs(right), parts / total if operation.function == "renyi_divergence" and total else parts)
 
 
 

