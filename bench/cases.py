@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastkl.registry import OPERATIONS, Operation
+from fastkl.registry import ELEMENTWISE, OPERATIONS, Operation
 
 SHAPES = ((1_000_000, 10), (100_000, 100), (10_000, 1_000), (64, 128_256), (1, 10_000_000))
 DTYPES = ("float32", "float64")
@@ -28,7 +28,7 @@ def shape_name(shape: tuple[int, int]) -> str:
 
 def operation(name: str) -> Operation:
     """Return the registry's row with this id."""
-    return {op.id: op for op in OPERATIONS}[name]
+    return {op.id: op for op in OPERATIONS + ELEMENTWISE}[name]
 
 
 def last_level_cache() -> int:
@@ -60,6 +60,11 @@ class Inputs:
     labels: np.ndarray
     out_element: np.ndarray
     out_row: np.ndarray
+
+    @property
+    def y(self) -> np.ndarray:
+        """Labels from 0 to 1, of the shape of the rows."""
+        return self.q
 
     def operands(self, op: Operation) -> tuple[np.ndarray, ...]:
         """Return what ``op`` takes by position."""

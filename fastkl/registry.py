@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 Scale = Literal[
     "max1", "relative", "distance", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "overlap", "order",
-    "exp", "logs", "mixed",
+    "exp", "transport", "logs", "mixed",
 ]  # fmt: skip
 
 
@@ -54,6 +54,9 @@ class Budget:
         sum(p) / abs(alpha - 1): plain Tsallis divergence is a difference of these. For Renyi's both are over sum(p).
     ``mixed``
         abs(result) + sum(abs(p * dterm/dp) * (1 + abs(log(p)))): each probability changed by its log's rounding.
+    ``transport``
+        abs(result), at least eps times the distance from the first point to the last: of rows that are proportional but
+        for their rounding, what dividing by the sums leaves.
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.
@@ -182,7 +185,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("perplexity", ("x",), "row", Budget(5, 5, "exp"), 1, form="logits", keywords={"given": "logits"}),
     Operation("wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "relative"), 2),
     Operation(
-        "wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "relative"), 2, form="normalize", keywords={"normalize": True}
+        "wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "transport"), 2, form="normalize",
+        keywords={"normalize": True},
     ),
 )
 

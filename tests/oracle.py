@@ -313,7 +313,6 @@ def wasserstein_normalized(p: Sequence[float], q: Sequence[float]) -> Any:
 
 def binary_cross_entropy(p: Sequence[float], y: Sequence[float]) -> list[Any]:
     """-y log(p) - (1 - y) log(1 - p) of each element."""
-
     pairs = [(mp.mpf(u), mp.mpf(v)) for u, v in zip(p, y, strict=True)]
     ones = [(-v * mp.log(u) if u else INF) if v else 0 for u, v in pairs]
     zeros = [(-(1 - v) * mp.log1p(-u) if u < 1 else INF) if v < 1 else 0 for u, v in pairs]
@@ -472,7 +471,9 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
             return max(1, abs(right))
         case "distance":
             return max(abs(right), float(np.finfo(dtype).eps))
-        case "relative" if len(operation.operands) == 2:
+        case "transport":
+            return max(abs(right), float(np.finfo(dtype).eps) * len(x[0]))
+        case "relative" if len(operation.operands) == 2 and operation.returns == "row":
             return max(abs(right), SMALLEST_DIVERGENCE[dtype])
         case "relative":
             return abs(right)

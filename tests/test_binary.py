@@ -25,8 +25,8 @@ def predictions(operation: Operation, n: int, dtype: str, rng: np.random.Generat
     """Draw logits or probabilities of every scale."""
     if operation.domain == "logits":
         deepest = 69.0 if dtype == "float32" else 644.0
-        kinds = [3 * rng.normal(size=n), rng.uniform(-deepest, deepest, n), rng.normal(size=n) * 10.0 ** rng.integers(-20, 20)]
-        kinds += [1e-3 * rng.normal(size=n)]
+        kinds = [3 * rng.normal(size=n), rng.uniform(-deepest, deepest, n), 1e-3 * rng.normal(size=n)]
+        kinds += [rng.normal(size=n) * 10.0 ** rng.integers(-20, 20)]
     else:
         near_0 = np.exp(rng.uniform(math.log(np.finfo(dtype).tiny), 0, n))
         ends = rng.choice([0.0, 1.0, 0.5, float(np.finfo(dtype).smallest_subnormal), 0.2928932188134524], n)

@@ -70,7 +70,8 @@ def test_as_the_wide_copy(operation: Operation, storage: np.dtype[Any], tier: st
 def test_a_row_of_70_000(operation: Operation, storage: np.dtype[Any], rng: np.random.Generator) -> None:
     """No sum is held in half precision: that of 70 000 ones would be infinite, or 2048, in float16."""
     arrays = draw(operation, (70_000,), storage, rng)
-    arrays = [np.ones_like(v) if operand in ("p", "q", "y") else v for v, operand in zip(arrays, operation.operands, strict=True)]
+    pairs = zip(arrays, operation.operands, strict=True)
+    arrays = [np.ones_like(v) if operand in ("p", "q", "y") else v for v, operand in pairs]
     if "q" in operation.operands:
         arrays[1][::2] = 0.5
     got = oracle.evaluate(fk, operation, arrays)

@@ -165,7 +165,7 @@ SLOPES: dict[str, Any] = {
 
 @both
 @pytest.mark.parametrize("f", SLOPES)
-def test_a_bound_is_tight_at_its_critic_and_below_elsewhere(f: str, module: ModuleType, rng: np.random.Generator) -> None:
+def test_tight_at_its_critic_and_below_elsewhere(f: str, module: ModuleType, rng: np.random.Generator) -> None:
     """Over distributions of equal parts, so that the means over samples are the sums over classes."""
     for _ in range(20):
         counts_p, counts_q = rng.integers(1, 9, 12), rng.integers(1, 9, 12)
