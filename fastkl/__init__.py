@@ -6,11 +6,13 @@ and a row's result is the same bits in any batch, layout and number of threads.
 ==============  =====================================================================================
 room            what is in it
 ==============  =====================================================================================
-``logspace``    logsumexp, softmax, log_softmax
-``information`` entropy, cross_entropy, kl_divergence, generalized_kl
+``logspace``    logsumexp, softmax, log_softmax, logcumsumexp
+``information`` entropy, perplexity, cross_entropy, kl_divergence, generalized_kl
 ``divergences`` js_divergence, js_distance, jeffreys_divergence, hellinger_distance, bhattacharyya_distance,
                 total_variation, chi2_divergence, triangular_discrimination
-``labels``      softmax_cross_entropy
+``transport``   wasserstein_1d
+``variational`` f_divergence of any generator, variational_bound from a critic's scores
+``labels``      softmax_cross_entropy, binary_cross_entropy
 ``rows``        score: many statistics of a row from one read
 ``reference``   every function again in plain NumPy float64: the contract
 ``registry``    a row per operation: form, accuracy budget, bytes moved
@@ -40,18 +42,22 @@ from .divergences import (
     total_variation,
     triangular_discrimination,
 )
-from .information import cross_entropy, entropy, generalized_kl, kl_divergence
-from .labels import softmax_cross_entropy
-from .logspace import log_softmax, logsumexp, softmax
+from .information import cross_entropy, entropy, generalized_kl, kl_divergence, perplexity
+from .labels import binary_cross_entropy, softmax_cross_entropy
+from .logspace import log_softmax, logcumsumexp, logsumexp, softmax
 from .rows import Scores, score
+from .transport import wasserstein_1d
+from .variational import f_divergence, variational_bound
 
 __all__ = [
     "Scores",
     "bhattacharyya_distance",
+    "binary_cross_entropy",
     "build_info",
     "chi2_divergence",
     "cross_entropy",
     "entropy",
+    "f_divergence",
     "generalized_kl",
     "get_num_threads",
     "hellinger_distance",
@@ -60,13 +66,17 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "log_softmax",
+    "logcumsumexp",
     "logsumexp",
+    "perplexity",
     "score",
     "set_num_threads",
     "softmax",
     "softmax_cross_entropy",
     "total_variation",
     "triangular_discrimination",
+    "variational_bound",
+    "wasserstein_1d",
 ]
 
 

@@ -42,11 +42,12 @@ def per_row(
     dtype: np.dtype[Any] | None = None,
     weight: float = 0.5,
     normalize: bool = False,
+    **told: Any,
 ) -> Any:
     """Run an operation that gives one number per row; with `signed` also return the sign of each.
 
     With `dtype` it is computed and given in that type, whatever the inputs' is. `weight` and `normalize` are for the
-    operations of `divergences`.
+    operations of `divergences`; what else the kernel is `told` are the keywords of its `run`.
     """
     first = operands[0]
     shape, own, nbytes = first.shape, first.dtype, len(operands) * first.nbytes
@@ -59,7 +60,7 @@ def per_row(
         result = np.empty(shape[:-1], own)
         _kernels.active.run(
             op, own is FLOAT64, operands, None, None, result, None, 1, scale, None, False, 0, -1, False,
-            threads_for(n_threads, nbytes), n_threads is not None, nbytes, weight, normalize,
+            threads_for(n_threads, nbytes), n_threads is not None, nbytes, weight, normalize, **told,
         )  # fmt: skip
         return result if result.ndim else result[()]
     dtype = _args.result_dtype(*operands) if dtype is None else dtype
@@ -78,7 +79,7 @@ def per_row(
         op, dtype is FLOAT64, tuple([_args.axes_last(a, axes) for a in arrays]),
         None if mask is None else _args.axes_last(mask, axes), None, _args.without(result, dropped),
         None if sign is None else _args.without(sign, dropped), len(axes), scale, None, False, 0, -1, False, threads,
-        n_threads is not None, nbytes, weight, normalize,
+        n_threads is not None, nbytes, weight, normalize, **told,
     )  # fmt: skip
     returned = result if out is not None or result.ndim else result[()]
     if sign is None:

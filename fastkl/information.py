@@ -80,6 +80,68 @@ def entropy(
     return per_row(op, (array,), ("p",), axis, where, keepdims, out, n_threads, _args.log_scale(base))
 
 
+def perplexity(
+    p: ArrayLike,
+    *,
+    given: str = "probs",
+    axis: int | Sequence[int] | None = -1,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Any:
+    r"""Perplexity of each row: ``exp(-sum(p * log(p)))``, the exponential of its entropy.
+
+    Parameters
+    ----------
+    p : array_like
+        Probabilities (or what `given` says); the rows lie along `axis`.
+    given : {"probs", "logits"}
+        What `p` holds, as for `entropy`.
+    axis : int, tuple of ints or None
+        The axes that make a row; None for all.
+    where : array_like of bool, optional
+        False marks an element as absent; broadcast to `p`.
+    keepdims : bool
+        Keep the reduced axes with length 1.
+    out : ndarray, optional
+        Where to put the result: right shape and dtype, writeable, aligned, apart from the inputs.
+    n_threads : int, optional
+        Threads to use; None lets the size of the work decide.
+
+    Returns
+    -------
+    ndarray or scalar
+        One number per row, whatever the base: a number of equally likely classes that would be as uncertain.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `entropy`.
+
+    Notes
+    -----
+    Domain: as for `entropy`. A one-hot row gives 1, and so does one of no class.
+
+    Accuracy: below 5 eps times max(1, log(result)) of the result; from logits d/2 eps more, d as for `entropy`. The
+    entropy is not rounded before.
+
+    References
+    ----------
+    F. Jelinek, R. L. Mercer, L. R. Bahl, J. K. Baker, "Perplexity - a measure of the difficulty of speech recognition
+    tasks", Journal of the Acoustical Society of America 62 (1977).
+
+    Examples
+    --------
+    >>> import fastkl as fk
+    >>> fk.perplexity([[0.5, 0.5], [0.0, 1.0]]).round(12).tolist()
+    [2.0, 1.0]
+    """
+    given = _args.choice(given, "given", ("probs", "logits"))
+    op = _kernels.ENTROPY if given == "probs" else _kernels.ENTROPY_OF_LOGITS
+    return per_row(op, (_args.as_array(p, "p"),), ("p",), axis, where, keepdims, out, n_threads, exponential=True)
+
+
 def cross_entropy(
     p: ArrayLike,
     q: ArrayLike,

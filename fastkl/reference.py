@@ -443,6 +443,224 @@ def softmax_cross_entropy(
     return (total.reshape((1,) * x64.ndim) if keepdims else total).astype(dtype)[()]
 
 
+# scan
+
+
+@np.errstate(all="ignore")
+def logcumsumexp(x: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> Any:
+    """log(sum(exp(x[: i + 1]))) at every element i of a row.
+
+    While there were only -inf: -inf; from a +inf on +inf; from a NaN on NaN. Masked-out entries add nothing: 0 there.
+
+    >>> logcumsumexp([0.0, -np.inf, 1000.0]).tolist()
+    [0.0, 0.0, 1000.0]
+    """
+    (x64,), dtype = _read(x)
+    rows = _rows_last(_masked(x64, where, -np.inf), axis)
+    sums = np.logaddexp.accumulate(rows, axis=-1) if rows.size else rows
+    # Back to where they were, by the places of the elements.
+    result = np.empty(x64.size)
+    result[_rows_last(np.arange(x64.size).reshape(x64.shape), axis)] = sums
+    return _masked(result.reshape(x64.shape), where, 0.0).astype(dtype)[()]
+
+
+@np.errstate(all="ignore")
+def perplexity(
+    p: ArrayLike, *, given: str = "probs", axis: Axis = -1, where: ArrayLike | None = None, keepdims: bool = False
+) -> Any:
+    """exp(entropy): of no entries 1, otherwise NaN where the entropy is.
+
+    >>> float(perplexity([0.5, 0.5]))
+    2.0
+    """
+    (p64,), dtype = _read(p)
+    return np.exp(entropy(p64, given=given, axis=axis, where=where, keepdims=keepdims)).astype(dtype)[()]
+
+
+@np.errstate(all="ignore")
+def wasserstein_1d(
+    p: ArrayLike,
+    q: ArrayLike,
+    *,
+    x: ArrayLike | None = None,
+    y: ArrayLike | None = None,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum(abs(cumsum(p - q)[:-1]) * diff(x)), the points x in ascending order; 0, 1, 2, ... by default.
+
+    With ``y``, the points of q: of both laid out over all points. A negative, infinite or NaN p or q: NaN. With
+    ``normalize``, of p / sum(p) and q / sum(q), and NaN where either sum is 0. No entries: 0.
+
+    >>> float(wasserstein_1d([1.0, 0.0], [0.0, 1.0], x=[5.0, 2.0]))
+    3.0
+    """
+    if y is not None:
+        (p64, q64), dtype = _read(p, q)
+        p64, q64 = (np.moveaxis(np.atleast_1d(v), -1 if axis is None else axis, -1) for v in (p64, q64))
+        n, points = p64.shape[-1], np.concatenate([np.asarray(x, np.float64), np.asarray(y, np.float64)])
+        outer = np.broadcast_shapes(p64.shape[:-1], q64.shape[:-1])
+        p64, q64 = (np.broadcast_to(v, (*outer, v.shape[-1])) for v in (p64, q64))
+        p64, q64 = np.insert(p64, [n] * q64.shape[-1], 0.0, axis=-1), np.insert(q64, [0] * n, 0.0, axis=-1)
+        value = np.asarray(wasserstein_1d(p64, q64, x=points, normalize=normalize)).astype(dtype)
+        return np.expand_dims(value, -1 if axis is None else axis) if keepdims else value[()]
+    p64, q64, dtype = _pair(p, q, where)
+    invalid = _invalid(p64, axis) + _invalid(q64, axis)
+    rows = [_rows_last(v, axis) for v in (p64, q64)]
+    if normalize:
+        # First to a maximum near 1, exactly.
+        rows = [np.ldexp(v, -np.frexp(v.max(axis=-1, keepdims=True, initial=0.0))[1]) for v in rows]
+        rows = [v / v.sum(axis=-1, keepdims=True) for v in rows]
+    points = np.arange(rows[0].shape[-1]) if x is None else np.asarray(x, np.float64)
+    order = np.argsort(points, kind="stable")
+    moved = np.cumsum((rows[0] - rows[1])[..., order], axis=-1)[..., :-1]
+    value = np.sum(np.abs(moved) * np.diff(points[order]), axis=-1).reshape(invalid.shape)
+    if normalize:
+        value = np.where(np.isnan(rows[0] + rows[1]).any(axis=-1).reshape(invalid.shape), np.nan, value)
+        value = np.where(points.size == 0, np.nan, value)
+    return _finish(value + invalid, axis, keepdims, dtype)
+
+
+@np.errstate(all="ignore")
+def binary_cross_entropy(
+    p: ArrayLike,
+    y: ArrayLike,
+    *,
+    given: str = "probs",
+    reduction: str = "none",
+    empty_mean: float = math.nan,
+    where: ArrayLike | None = None,
+) -> Any:
+    """-y log(p) - (1 - y) log(1 - p); ``given="logits"``: y softplus(-p) + (1 - y) softplus(p).
+
+    0 log 0 = 0, p = 0 < y and p = 1 > y: +inf. p or y outside 0 .. 1, or NaN: NaN. Logits of +-inf: 0 where y agrees
+    wholly, otherwise +inf. Masked-out entries: 0, and they do not count in the mean.
+
+    >>> binary_cross_entropy([0.0, 0.0], [0, 1]).tolist()
+    [0.0, inf]
+    """
+    (p64,), dtype = _read(p)
+    (y64,), of_y = _read(y)
+    if np.asarray(y).dtype.kind not in "biu":
+        dtype = np.result_type(dtype, of_y)
+    p64, y64 = np.broadcast_arrays(p64, y64)
+    if given == "probs":
+        p64 = np.where((p64 >= 0) & (p64 <= 1), p64, np.nan)
+        loss = -_x_times(y64, np.log(np.abs(p64))) - _x_times(1 - y64, np.log1p(-p64))
+        loss = np.where(np.isnan(p64), np.nan, loss)
+    elif given == "logits":
+        loss = _x_times(y64, np.logaddexp(0, -p64)) + _x_times(1 - y64, np.logaddexp(0, p64))
+        loss = np.where(np.isnan(p64), np.nan, loss)
+    else:
+        raise ValueError(f"given must be 'probs' or 'logits', got {given!r}")
+    loss = _masked(np.where((y64 >= 0) & (y64 <= 1), loss, np.nan) + 0.0, where, 0.0)
+    if reduction == "none":
+        return loss.astype(dtype)[()]
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    kept = loss.size if where is None else np.count_nonzero(np.broadcast_to(where, loss.shape))
+    total = loss.sum()
+    if reduction == "mean":
+        total = total / kept if kept else np.float64(empty_mean)
+    return total.astype(dtype)[()]
+
+
+@np.errstate(all="ignore")
+def f_divergence(
+    p: ArrayLike,
+    q: ArrayLike,
+    f: Any,
+    *,
+    f_at_0: float | None = None,
+    slope_at_inf: float | None = None,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> Any:
+    """sum(q f(p/q)) of a callable or named f; p = 0 < q gives q ``f_at_0``, q = 0 < p gives p ``slope_at_inf``.
+
+    Both 0: 0. A negative, infinite or NaN p or q: NaN. With ``normalize``, of p / sum(p) and q / sum(q).
+
+    >>> float(f_divergence([1.0, 0.0], [0.5, 0.5], "tv"))
+    0.5
+    """
+    p64, q64, dtype = _pair(p, q, where)
+    invalid = _invalid(p64, axis) + _invalid(q64, axis)
+    if normalize:
+        p64, q64 = (v / v.sum(axis=axis, keepdims=True) for v in (p64, q64))
+        invalid = invalid + (p64 + q64).sum(axis=axis, keepdims=True) * 0
+    if isinstance(f, str):
+        f, f_at_0, slope_at_inf = _GENERATORS[f]
+    inside = (p64 > 0) & (q64 > 0)
+    terms = np.where(inside, q64 * f(np.where(inside, p64 / q64, 1.0)), 0.0)
+    for zero, other, limit in ((p64, q64, f_at_0), (q64, p64, slope_at_inf)):
+        here = (zero == 0) & (other > 0) & ~np.isnan(invalid)
+        if limit is None and here.any():
+            raise ValueError("a zero needs the limit of f there: f_at_0 or slope_at_inf")
+        terms = np.where(here, other * (math.nan if limit is None else limit), terms)
+    return _finish(terms.sum(axis=axis, keepdims=True) + invalid, axis, keepdims, dtype)
+
+
+#: Generators of the named divergences, f(0) and the limit of f(t) / t.
+_GENERATORS: dict[str, Any] = {
+    "kl": (lambda t: t * np.log(t), 0.0, math.inf),
+    "reverse_kl": (lambda t: -np.log(t), math.inf, 0.0),
+    "jeffreys": (lambda t: (t - 1) * np.log(t), math.inf, math.inf),
+    "js": (lambda t: (t * np.log(t) - (1 + t) * np.log((1 + t) / 2)) / 2, LN2 / 2, LN2 / 2),
+    "hellinger": (lambda t: (np.sqrt(t) - 1) ** 2 / 2, 0.5, 0.5),
+    "tv": (lambda t: np.abs(t - 1) / 2, 0.5, 0.5),
+    "chi2": (lambda t: (t - 1) ** 2, 1.0, math.inf),
+    "neyman": (lambda t: (t - 1) ** 2 / t, math.inf, 1.0),
+    "triangular": (lambda t: (t - 1) ** 2 / (t + 1), 1.0, 1.0),
+}
+
+
+@np.errstate(all="ignore")
+def variational_bound(
+    t_p: ArrayLike, t_q: ArrayLike | None = None, f: str = "kl", *, bound: str = "f-gan", axis: int = -1
+) -> Any:
+    """mean(t_p) - mean(f*(t_q)), f*(t) the largest u t - f(u), u >= 0; "nwj" is that with f = "kl".
+
+    "dv": mean(t_p) - log(mean(exp(t_q))). "infonce": the mean of the diagonal of log_softmax(t_p), plus log N.
+
+    >>> float(variational_bound([0.0], [0.0], bound="dv"))
+    0.0
+    """
+    (of_p,), dtype = _read(t_p)
+    if bound == "infonce":
+        diagonal = np.diagonal(log_softmax(of_p), axis1=-2, axis2=-1)
+        return (diagonal.mean(axis=-1) + np.log(of_p.shape[-1])).astype(dtype)[()]
+    if t_q is None:
+        raise ValueError("t_q is missing")
+    (of_p, of_q), dtype = _read(t_p, t_q)
+    of_p, of_q = np.atleast_1d(of_p, of_q)
+    log_mean = logsumexp(of_q, axis=axis) - np.log(of_q.shape[axis])
+    if bound == "dv":
+        value = of_p.mean(axis=axis) - log_mean
+    else:
+        value = of_p.mean(axis=axis) - (np.exp(log_mean - 1) if f == "kl" else _CONJUGATES[f](of_q).mean(axis=axis))
+    return value.astype(dtype)[()]
+
+
+def _below(t: np.ndarray, most: float, value: np.ndarray) -> np.ndarray:
+    """Return the value where t < most, else inf; a NaN stays."""
+    return np.where(t < most, value, np.where(np.isnan(t), np.nan, np.inf))
+
+
+_CONJUGATES: dict[str, Any] = {
+    "reverse_kl": lambda t: _below(t, 0.0, -1 - np.log(-t)),
+    "js": lambda t: _below(t, LN2 / 2, -np.log(2 - np.exp(2 * t)) / 2),
+    "hellinger": lambda t: _below(t, 0.5, np.where(t == -np.inf, -0.5, t / (1 - 2 * t))),
+    "tv": lambda t: _below(t, np.nextafter(0.5, 1), np.maximum(t, -0.5)),
+    "chi2": lambda t: np.where(t < -2, -1.0, t + t * t / 4),
+    "neyman": lambda t: _below(t, np.nextafter(1.0, 2), 2 - 2 * np.sqrt(1 - t)),
+    "triangular": lambda t: _below(t, np.nextafter(1.0, 2), np.where(t < -3, -1.0, 4 - t - 4 * np.sqrt(1 - t))),
+}
+
+
 @np.errstate(all="ignore")
 def score(
     logits: ArrayLike,
@@ -664,6 +882,12 @@ def _js_terms(p: np.ndarray, q: np.ndarray, d: np.ndarray, weight: float) -> np.
     # m = 0 under p or q: its weight is 0, or times it is a denormal.
     with_p, with_q = (np.where(v == np.inf, 0.0, v) for v in (with_p, with_q))
     return weight * with_p + (1 - weight) * with_q
+def _rows_last(x: np.ndarray, axis: Axis) -> np.ndarray:
+    """Return x with the given axes joined to one, the last."""
+    axes = tuple(range(x.ndim)) if axis is None else np.unique(np.arange(max(x.ndim, 1))[np.ravel(axis)])
+    moved = np.moveaxis(np.atleast_1d(x), axes, range(-len(axes), 0)) if x.ndim else np.atleast_1d(x)
+    kept = moved.shape[: moved.ndim - max(len(axes), 1)]
+    return moved.reshape(*kept, math.prod(moved.shape[len(kept) :]))
 
 
 def _log_base(base: float | None) -> float:

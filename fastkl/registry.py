@@ -71,7 +71,7 @@ class Operation:
     form
         Empty for the plain call, else the word that tells this form from it; ``keywords`` are what it passes.
     operands
-        What is passed by position: "x" (logits), "p" and "q" (probabilities), "labels".
+        What is passed by position: "x" (logits), "p" and "q" (probabilities), "labels", "y" (labels of two classes).
     returns
         "row": one number per row; "element": one per element.
     budget
@@ -151,7 +151,24 @@ OPERATIONS: tuple[Operation, ...] = (
             "triangular_discrimination": Budget(8, 8, "relative"),
         }.items()
     ),
+    # scan
+    Operation("logcumsumexp", ("x",), "element", Budget(1, 2, "max1"), 1, 1),
+    Operation("perplexity", ("p",), "row", Budget(5, 5, "exp"), 1),
+    Operation("perplexity", ("x",), "row", Budget(5, 5, "exp"), 1, form="logits", keywords={"given": "logits"}),
+    Operation("wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "relative"), 2),
+    Operation(
+        "wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "relative"), 2, form="normalize", keywords={"normalize": True}
+    ),
 )
+
+#: Operations of single elements, without rows or an axis; "y" are labels from 0 to 1.
+ELEMENTWISE: tuple[Operation, ...] = (
+    Operation("binary_cross_entropy", ("p", "y"), "element", Budget(4, 4, "relative"), 2, 1),
+    Operation(
+        "binary_cross_entropy", ("x", "y"), "element", Budget(4, 4, "relative"), 2, 1, form="logits",
+        keywords={"given": "logits"},
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ are the rows that the tests draw: awkward ones, fresh in every run.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -206,6 +207,66 @@ POINTWISE = {
     "triangular_discrimination[normalize]": lambda p, q: over_sums(triangular_discrimination, p, q),
 }
 
+
+# scan
+
+
+def logcumsumexp(x: Sequence[float]) -> list[Any]:
+    """The logsumexp of each beginning of x, the sum relative to the largest so far."""
+    m, total, results = -math.inf, mp.mpf(0), []
+    for v in x:
+        if v > m:
+            total *= mp.exp(mp.mpf(m) - mp.mpf(v)) if m > -math.inf else 0
+            m = v
+        if v > -math.inf:
+            total += mp.exp(mp.mpf(v) - mp.mpf(m))
+        results.append(mp.mpf(m) + mp.log(total) if total else -INF)
+    return results
+
+
+def wasserstein_1d(p: Sequence[float], q: Sequence[float], x: Sequence[float] | None = None) -> Any:
+    """sum(abs(cumsum(p - q)) times the distance to the next point)."""
+    points = [mp.mpf(i if x is None else x[i]) for i in range(len(p))]
+    order = sorted(range(len(p)), key=lambda i: points[i])
+    running, terms = mp.mpf(0), []
+    for i, next_ in itertools.pairwise(order):
+        running += mp.mpf(p[i]) - mp.mpf(q[i])
+        terms.append(abs(running) * (points[next_] - points[i]))
+    return mp.fsum(terms)
+
+
+def wasserstein_normalized(p: Sequence[float], q: Sequence[float]) -> Any:
+    """The same of p / sum(p) and q / sum(q)."""
+    total_p, total_q = (mp.fsum(mp.mpf(v) for v in row) for row in (p, q))
+    return wasserstein_1d([mp.mpf(v) / total_p for v in p], [mp.mpf(v) / total_q for v in q])
+
+
+def binary_cross_entropy(p: Sequence[float], y: Sequence[float]) -> list[Any]:
+    """-y log(p) - (1 - y) log(1 - p) of each element."""
+
+    def share(weight: Any, of: Any) -> Any:
+        return (weight * -mp.log(of) if of else INF) if weight else 0
+
+    pairs = [(mp.mpf(u), mp.mpf(v)) for u, v in zip(p, y, strict=True)]
+    return [share(v, u) + share(1 - v, 1 - u) for u, v in pairs]
+
+
+def binary_cross_entropy_of_logits(x: Sequence[float], y: Sequence[float]) -> list[Any]:
+    """log(1 + exp(-abs(x))) + abs(x) times the label's share against the sign of x, of each element."""
+    pairs = [(mp.mpf(u), mp.mpf(v)) for u, v in zip(x, y, strict=True)]
+    return [mp.log1p(mp.exp(-abs(u))) + abs(u) * (1 - v if u > 0 else v) for u, v in pairs]
+
+
+SCAN = {
+    "logcumsumexp": logcumsumexp,
+    "perplexity": lambda p: mp.exp(entropy(p)),
+    "perplexity[logits]": lambda x: mp.exp(entropy_of_logits(x)),
+    "wasserstein_1d": wasserstein_1d,
+    "wasserstein_1d[normalize]": wasserstein_normalized,
+    "binary_cross_entropy": binary_cross_entropy,
+    "binary_cross_entropy[logits]": binary_cross_entropy_of_logits,
+}
+
 EXACT = {
     "logsumexp": logsumexp,
     "softmax": softmax,
@@ -218,6 +279,7 @@ EXACT = {
     "kl_divergence[normalize]": kl_normalized,
     "generalized_kl": generalized_kl,
     **POINTWISE,
+    **SCAN,
 }
 
 
@@ -262,7 +324,10 @@ def units_of(operation: Operation, x: Sequence[Any], right: Sequence[Any], dtype
         else:
             gaps = [gap(x[0], x[1] if "labels" in operation.operands else int(np.argmax(x[0])))]
         return [(multiple + d / 2) * max(abs(r), SMALLEST_LOSS[dtype]) for d, r in zip(gaps, right, strict=True)]
-    return [multiple * unit(operation, x, right[0], dtype)]
+    if operation.budget.scale == "exp":
+        d = gap(x[0], int(np.argmax(x[0]))) if operation.domain == "logits" else 0.0
+        return [(multiple + d / 2) * abs(r) * max(1, mp.log(r)) for r in right]
+    return [multiple * unit(operation, x, r, dtype) for r in right]
 
 
 def gaps_of_each(x: Sequence[float]) -> list[float]:

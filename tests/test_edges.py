@@ -147,7 +147,33 @@ EDGES: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
     ("softmax_cross_entropy", ([NAN, INF], 1), {"ignore_index": 1}, 0.0),
     ("softmax_cross_entropy", ([NAN, INF], -100), {"ignore_index": -100}, 0.0),
 ]
-for _function in ("cross_entropy", "kl_divergence", "generalized_kl"):
+# scan
+EDGES += [
+    ("perplexity", ([0.0, 1.0],), {}, 1.0),
+    ("perplexity", ([0.5, 0.5],), {}, 2.0),
+    ("perplexity", ([0.0, 0.0],), {}, 1.0),
+    ("perplexity", ([-DENORMAL, 1.0],), {}, NAN),
+    ("perplexity", ([INF, 0.5],), {}, NAN),
+    ("perplexity", ([NAN, 1.0],), {"where": [F, T]}, 1.0),
+    ("perplexity", ([0.0, 0.0],), {"given": "logits"}, 2.0),
+    ("perplexity", ([7.0, -INF],), {"given": "logits"}, 1.0),
+    ("perplexity", ([INF, 0.0],), {"given": "logits"}, NAN),
+    ("perplexity", ([-INF, -INF],), {"given": "logits"}, NAN),
+    ("wasserstein_1d", ([0.0, 1.0, 0.0], [0.0, 1.0, 0.0]), {}, 0.0),
+    ("wasserstein_1d", ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0]), {}, 2.0),
+    ("wasserstein_1d", ([0.0, 0.0], [0.0, 0.0]), {}, 0.0),
+    ("wasserstein_1d", ([-0.0, 1.0], [0.0, 1.0]), {}, 0.0),
+    ("wasserstein_1d", ([DENORMAL, 0.0], [0.0, DENORMAL]), {}, DENORMAL),
+    ("wasserstein_1d", ([3e38, 0.0], [0.0, 3e38]), {}, 3e38),
+    ("wasserstein_1d", ([NAN, 0.5, 0.5], [0.5, 1.0, 0.0]), {"where": [F, T, T]}, 0.5),
+    ("wasserstein_1d", ([1.0, 0.0], [0.0, 3.0]), {"normalize": True}, 1.0),
+    ("wasserstein_1d", ([1.0, 3.0], [2.0, 6.0]), {"normalize": True}, 0.0),
+    ("wasserstein_1d", ([DENORMAL, 0.0], [0.0, 3e38]), {"normalize": True}, 1.0),
+    ("wasserstein_1d", ([3e38, 3e38], [3e38, 0.0]), {"normalize": True}, 0.5),
+    ("wasserstein_1d", ([0.0, 0.0], [0.5, 0.5]), {"normalize": True}, NAN),
+    ("wasserstein_1d", ([0.5, 0.5], [0.0, 0.0]), {"normalize": True}, NAN),
+]
+for _function in ("cross_entropy", "kl_divergence", "generalized_kl", "wasserstein_1d"):
     for _bad in (-DENORMAL, -0.5, INF, -INF, NAN):
         EDGES += [
             (_function, ([_bad, 0.5], [0.5, 0.5]), {}, NAN),
@@ -157,7 +183,7 @@ for _function in ("cross_entropy", "kl_divergence", "generalized_kl"):
             (_function, ([_bad, 0.5], [0.5, 0.5]), {"where": [F, F]}, 0.0),
             (_function, ([_bad, 1.0], [_bad, 1.0]), {"where": [F, T]}, 0.0),
         ]
-        if _function == "kl_divergence":
+        if _function in ("kl_divergence", "wasserstein_1d"):
             EDGES += [
                 (_function, ([_bad, 0.5], [0.5, 0.5]), {"normalize": True}, NAN),
                 (_function, ([0.5, 0.5], [_bad, 0.5]), {"normalize": True}, NAN),
@@ -294,6 +320,11 @@ EMPTY = {
     "generalized_kl": 0.0,
     # pointwise
     **{id_: NAN if "normalize" in id_ else INF if "bhatt" in id_ else 0.0 for id_ in oracle.POINTWISE},
+    # scan
+    "perplexity": 1.0,
+    "perplexity[logits]": NAN,
+    "wasserstein_1d": 0.0,
+    "wasserstein_1d[normalize]": NAN,
 }
 
 
@@ -382,10 +413,14 @@ def test_an_odd_row_leaves_its_neighbours_alone(
             after = oracle.evaluate(fk, operation, changed)
             assert after[others].tobytes() == before[others].tobytes(), bad
             if math.isnan(bad):
-                assert np.isnan(after[odd]).all()
+                of_odd = np.isnan(after[odd])
+                assert (of_odd.any(-1) if operation.id == "logcumsumexp" else of_odd).all()
             alone = oracle.evaluate(fk, operation, [v[odd] for v in changed])
             assert alone.tobytes() == after[odd].tobytes(), bad
 
+
+#: Sums of terms of both signs, or of the size of the largest entry.
+SUMS = ("kl_divergence", "cross_entropy", "entropy", "logsumexp", "logcumsumexp", "wasserstein_1d")
 
 # Kernels against reference, anything goes -------------------------------------------------------------------------
 
@@ -432,7 +467,7 @@ def test_behaves_as_the_reference(operation: Operation, dtype: str, round_: int,
             assert not (got < 0).any(), what
         # Sums of terms of both signs up to 1e30 * 70: the oracle judges digits, this judges meaning.
         largest = max(1.0, *(np.abs(v[np.isfinite(v)]).max(initial=0) for v in arrays[:2])) * 100
-        scale = largest if operation.id in ("kl_divergence", "cross_entropy", "entropy", "logsumexp") else 1.0
+        scale = largest if operation.id in SUMS else 1.0
         atol = 1e-6 * scale if largest > 1000 or dtype == "float32" else 1e-13 * scale
         np.testing.assert_allclose(got[finite], right[finite], rtol=1e-5 if dtype == "float32" else 1e-10, atol=atol)
 

@@ -38,7 +38,12 @@ TIERS = ("avx512", "avx2", "base")
     TOTAL_VARIATION,
     CHI2,
     TRIANGULAR,
-) = range(19)
+    # scan
+    LOGCUMSUMEXP,
+    WASSERSTEIN,
+    BINARY_LOGITS,
+    BINARY_PROBS,
+) = range(23)
 
 
 def supported() -> list[str]:

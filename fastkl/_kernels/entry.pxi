@@ -65,20 +65,23 @@ cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t i
 
 def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, int n_inner, double scale, ignored,
         bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads, bint asked, double nbytes,
-        double weight=0.5, bint normalize=False):
+        double weight=0.5, bint normalize=False, bint exponential=False, order=None, gaps=None, Py_ssize_t split=0):
     """Run one operation over rows first_row .. last_row (to the end if -1).
 
     The operands and the mask have one shape, with the n_inner reduced axes last; labels, a result per row and the sign
     have the others; a result per element has all. The gate has checked every type. The call may have so many threads, by
     its caller's word (asked) or where that pays for the bytes it reads. Returns the first row whose label is out of range
-    (or -1), that label as 64 bits, and the number of rows whose label is not ignored.
+    (or -1), that label as 64 bits, and the number of rows whose label is not ignored. order (int64) and gaps (float64) are
+    transport's; with a split the second operand has another number of classes.
     """
     cdef Plan plan
     cdef Py_ssize_t* outer[6]
     cdef Py_ssize_t* inner[6]
     cdef int d, k, n_outer, outers = 0, inners = 0, failed, kind
     cdef cnp.ndarray first = operands[0]
-    cdef bint maps = op == SOFTMAX or op == LOG_SOFTMAX
+    cdef bint maps = op == SOFTMAX or op == LOG_SOFTMAX or op == LOGCUMSUMEXP
+    cdef const int64_t[::1] places
+    cdef const double[::1] distances
     cdef int storage = FK_F64 if double_precision else FK_F32
     cdef Py_ssize_t itemsize = 8 if double_precision else 4
     n_outer = cnp.PyArray_NDIM(first) - n_inner
@@ -92,6 +95,10 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     plan.scale = scale
     plan.weight = weight
     plan.normalize = normalize
+    plan.exponential = exponential
+    plan.order = NULL
+    plan.gaps = NULL
+    plan.split = split
     plan.stream = stream
     plan.flat_out = flat_out
     plan.kept = 0
@@ -137,12 +144,25 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     for k in range(plan.operands):
         settle_direct(&plan, &plan.operand[k], storage, itemsize)
     settle_direct(&plan, &plan.out, storage, itemsize)
+    plan.points = plan.classes
+    if gaps is not None and len(gaps) > 0:
+        distances = gaps
+        plan.gaps, plan.points = &distances[0], distances.shape[0]
+        if order is not None:
+            places = order
+            plan.order = &places[0]
     plan.first_row = first_row
     plan.last_row = plan.rows if last_row < 0 else last_row
     with nogil:
         kind = cpu.kind_of(op, double_precision, plan.classes)
         threads = cpu.enter(kind, threads, asked, nbytes)
-        if double_precision:
+        failed = 0
+        if op >= LOGCUMSUMEXP:
+            if double_precision:
+                execute_scan[double](&plan, threads, NULL)
+            else:
+                execute_scan[float](&plan, threads, NULL)
+        elif double_precision:
             failed = execute[double](&plan, threads, NULL)
         else:
             failed = execute[float](&plan, threads, NULL)

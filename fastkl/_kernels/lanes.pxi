@@ -8,7 +8,7 @@
 
 cimport cython
 from libc.math cimport INFINITY, NAN
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef extern from "vmath.h" nogil:
     float exp_up_f32(float x)
@@ -16,6 +16,7 @@ cdef extern from "vmath.h" nogil:
     float log_f32(float x)
     double log_f64(double x)
     double log_any_f64(double x)
+    double exp_any_f64(double x)
     void log1p_split_f64(double y, double* hi, double* lo)
     double log1p_f64(double y)
     float kl_term_f32(float p, float q)

@@ -22,6 +22,10 @@ cdef enum Op:
     TOTAL_VARIATION
     CHI2
     TRIANGULAR
+    LOGCUMSUMEXP                    # scan.pxi
+    WASSERSTEIN
+    BINARY_LOGITS
+    BINARY_PROBS
     SCORE                           # score.pxi, of one operand
     SCORE_OF_TWO
 
@@ -57,7 +61,12 @@ cdef struct Plan:
     uint64_t ignored
     double scale                    # 1 / ln(base)
     double weight                   # of p in the mixture of JS
-    bint normalize                  # p and q are divided by their sums: pointwise.pxi
+    bint normalize                  # p and q are divided by their sums: pointwise.pxi, scan.pxi
+    bint exponential                # the result is the exponential of the entropy
+    Py_ssize_t points               # of transport: how many, and, unless NULL,
+    const int64_t* order            # which classes have them from left to right, from `split` (unless 0) on those of q,
+    const double* gaps              # and the distance from each to the next
+    Py_ssize_t split
     Py_ssize_t first_row            # rows first_row .. last_row are asked for;
     Py_ssize_t last_row             # out holds those only where flat_out
     bint flat_out

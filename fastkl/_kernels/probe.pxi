@@ -4,8 +4,15 @@
 import numpy as np
 
 
+cdef extern from "vmath.h" nogil:
+    float log1p_unit_f32(float y)
+    double log1p_unit_f64(double y)
+    float log1m_f32(float y)
+    double log1m_f64(double y)
+
 cdef enum:
     SHAPES = 7
+    UNITS = 10
 
 
 cdef inline real shape_of(int which, real t) noexcept nogil:
@@ -28,7 +35,31 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
     elif which == 2:
         for i in range(n):
             out[i] = kl_term(x[i], y[i])
-    elif which >= SHAPES:
+    elif which == UNITS:
+        for i in range(n):
+            if real is float:
+                out[i] = log1p_unit_f32(x[i])
+            else:
+                out[i] = log1p_unit_f64(x[i])
+    elif which == UNITS + 1:
+        for i in range(n):
+            if real is float:
+                out[i] = log1m_f32(x[i])
+            else:
+                out[i] = log1m_f64(x[i])
+    elif which == UNITS + 2:
+        for i in range(n):
+            if real is float:
+                out[i] = binary_logits_f32(x[i], y[i])
+            else:
+                out[i] = binary_logits_f64(x[i], y[i])
+    elif which == UNITS + 3:
+        for i in range(n):
+            if real is float:
+                out[i] = binary_probs_f32(x[i], y[i])
+            else:
+                out[i] = binary_probs_f64(x[i], y[i])
+    elif SHAPES <= which < UNITS:
         for i in range(n):
             out[i] = shape_of(which - SHAPES, x[i])
     if real is double:
@@ -44,12 +75,16 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
         elif which == 6:
             for i in range(n):
                 out[i] = xlogy_any_f64(x[i], y[i])
+        elif which == UNITS + 4:
+            for i in range(n):
+                out[i] = exp_any_f64(x[i])
 
 
 def vmath(str name, *arrays):
     """Apply a function of vmath.h to contiguous arrays of one length and type, element by element."""
-    names = ("exp_up", "log", "kl_term", "log_any", "log1p", "kl_term_any", "xlogy_any", "kl_fall", "kl_rise", "js_shape")
-    arity = (1, 1, 2, 1, 1, 3, 2, 1, 1, 1)
+    names = ("exp_up", "log", "kl_term", "log_any", "log1p", "kl_term_any", "xlogy_any", "kl_fall", "kl_rise", "js_shape",
+             "log1p_unit", "log1m", "binary_logits", "binary_probs", "exp_any")
+    arity = (1, 1, 2, 1, 1, 3, 2, 1, 1, 1, 1, 1, 2, 2, 1)
     cdef int which = names.index(name)
     cdef double[::1] x64, y64, z64, out64
     cdef float[::1] x32, y32, out32
@@ -58,7 +93,7 @@ def vmath(str name, *arrays):
     out = np.empty_like(arrays[0])
     if out.size == 0:
         return out
-    if out.dtype == np.float32 and (which < 3 or which >= SHAPES):
+    if out.dtype == np.float32 and (which < 3 or SHAPES <= which < UNITS + 4):
         x32, y32, out32 = arrays[0], arrays[arity[which] - 1], out
         apply_vmath[float](which, &x32[0], &y32[0], NULL, &out32[0], x32.shape[0])
     elif out.dtype == np.float64:
