@@ -882,6 +882,8 @@ def _js_terms(p: np.ndarray, q: np.ndarray, d: np.ndarray, weight: float) -> np.
     # m = 0 under p or q: its weight is 0, or times it is a denormal.
     with_p, with_q = (np.where(v == np.inf, 0.0, v) for v in (with_p, with_q))
     return weight * with_p + (1 - weight) * with_q
+
+
 def _rows_last(x: np.ndarray, axis: Axis) -> np.ndarray:
     """Return x with the given axes joined to one, the last."""
     axes = tuple(range(x.ndim)) if axis is None else np.unique(np.arange(max(x.ndim, 1))[np.ravel(axis)])

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Scale = Literal[
     "max1", "relative", "distance", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "overlap", "exp",
+    "transport",
 ]  # fmt: skip
 
 
@@ -46,6 +47,9 @@ class Budget:
     ``overlap``
         H + abs((sum(p) + sum(q)) / 2 - 1), at least abs(result) and 2**-52, where H is the square of the Hellinger
         distance: the two parts that the overlap differs from 1 by, and may cancel.
+    ``transport``
+        abs(result), at least eps times the distance from the first point to the last: of rows that are proportional but
+        for their rounding, what dividing by the sums leaves.
     ``exp``
         abs(result) times max(1, log(result)), with d/2 added to ``multiple`` as for ``relative+d/2``: the result is the
         exponential of such a number.
@@ -157,7 +161,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("perplexity", ("x",), "row", Budget(5, 5, "exp"), 1, form="logits", keywords={"given": "logits"}),
     Operation("wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "relative"), 2),
     Operation(
-        "wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "relative"), 2, form="normalize", keywords={"normalize": True}
+        "wasserstein_1d", ("p", "q"), "row", Budget(4, 4, "transport"), 2, form="normalize",
+        keywords={"normalize": True},
     ),
 )
 

@@ -243,12 +243,10 @@ def wasserstein_normalized(p: Sequence[float], q: Sequence[float]) -> Any:
 
 def binary_cross_entropy(p: Sequence[float], y: Sequence[float]) -> list[Any]:
     """-y log(p) - (1 - y) log(1 - p) of each element."""
-
-    def share(weight: Any, of: Any) -> Any:
-        return (weight * -mp.log(of) if of else INF) if weight else 0
-
     pairs = [(mp.mpf(u), mp.mpf(v)) for u, v in zip(p, y, strict=True)]
-    return [share(v, u) + share(1 - v, 1 - u) for u, v in pairs]
+    ones = [(-v * mp.log(u) if u else INF) if v else 0 for u, v in pairs]
+    zeros = [(-(1 - v) * mp.log1p(-u) if u < 1 else INF) if v < 1 else 0 for u, v in pairs]
+    return [one + zero for one, zero in zip(ones, zeros, strict=True)]
 
 
 def binary_cross_entropy_of_logits(x: Sequence[float], y: Sequence[float]) -> list[Any]:
@@ -351,6 +349,8 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
             return max(1, abs(right))
         case "distance":
             return max(abs(right), float(np.finfo(dtype).eps))
+        case "transport":
+            return max(abs(right), float(np.finfo(dtype).eps) * len(x[0]))
         case "relative" if operation.operands == ("p", "q"):
             return max(abs(right), SMALLEST_DIVERGENCE[dtype])
         case "relative":

@@ -33,6 +33,9 @@ MAX_ULP = {
     "log": (1.05, 1.05),
     "log_any": (1.05, 1.05),
     "log1p": (1.0, 1.0),
+    "log1p_unit": (1.6, 1.7),
+    "log1m": (1.05, 1.05),
+    "exp_any": (1.05, 1.1),
     "xlogy_any": (2.0, 2.0),
 }
 #: Allowed relative errors in units of eps, the same way: the sum of roundings of one term.
@@ -42,6 +45,8 @@ MAX_EPS = {
     "kl_fall": (3.5, 3.5),
     "kl_rise": (7.5, 7.5),
     "js_shape": (7.0, 7.0),
+    "binary_logits": (1.8, 1.9),
+    "binary_probs": (2.2, 2.3),
 }
 
 
@@ -366,6 +371,8 @@ SPECIAL = [
     ("log1p", np.float64, -1.5, NAN),
     ("log1p", np.float64, -INF, NAN),
     ("log1p", np.float64, NAN, NAN),
+    *[("log1p_unit", t, v, v) for t, least in ((np.float32, TINY32), (np.float64, TINY64)) for v in (0.0, least, NAN)],
+    *[("log1m", t, v, -v) for t, least in ((np.float32, TINY32), (np.float64, TINY64)) for v in (least, NAN)],
 ]
 
 
@@ -425,6 +432,82 @@ def test_special_pairs(name, x, y, expected, vmath):
         assert np.signbit(got) == np.signbit(expected)
 
 
+# Binary labels: logarithms near 1, and the losses made of them
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", ["log1p_unit", "log1m"])
+def test_logs_near_1_float32_sweep(name, tier, vmath, rng):
+    largest, where = 0.0, ""
+    for y in patterns([(0, bits32(1.0) + (name == "log1p_unit"))], rng):
+        got = vmath(name, y)
+        exact = np.log1p(y.astype(np.float64) * (1 if name == "log1p_unit" else -1))
+        error, at = worst(name, ulps(got.astype(np.float64), exact, 24, -149), y)
+        largest, where = max((largest, where), (error, at))
+    print(f"{name} float32 {tier}: {largest:.4f} ulp at {where}")
+    assert largest <= allowed(MAX_ULP, name, tier), where
+
+
+def unit_interval(dtype, rng: np.random.Generator, n: int) -> np.ndarray:
+    """Return numbers from 0 to 1: of every scale from either end, and where the forms change."""
+    third = n // 3
+    of_0 = from_bits(rng, TINY64, 1.0, third)
+    y = np.concatenate([of_0, 1 - from_bits(rng, 1e-20, 1.0, third), rng.uniform(0.25, 0.55, third)])
+    return np.clip(y.astype(dtype), 0, 1)
+
+
+@long_double
+@pytest.mark.parametrize("name", ["log1p_unit", "log1m", "exp_any"])
+def test_logs_near_1_against_long_double(name, tier, vmath, rng):
+    largest, where = 0.0, ""
+    for n in chunks():
+        y = unit_interval(np.float64, rng, n)
+        if name == "log1m":
+            y = y[y < 1]
+        elif name == "exp_any":
+            y = np.concatenate([rng.uniform(-750, 600, n), near_zero(rng, n, 60)])
+        exact = {"log1p_unit": np.log1p, "log1m": lambda v: np.log1p(-v), "exp_any": np.exp}[name](y.astype(np.longdouble))
+        error, at = worst(name, ulps(vmath(name, y).astype(np.longdouble), exact, 53, -1074), y)
+        largest, where = max((largest, where), (error, at))
+    print(f"{name} float64 {tier}: {largest:.4f} ulp at {where}")
+    assert largest <= allowed(MAX_ULP, name, tier), where
+
+
+@long_double
+@pytest.mark.parametrize("name", ["binary_logits", "binary_probs"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_binary_losses_against_long_double(dtype, name, tier, vmath, rng):
+    largest, where, finfo = 0.0, "", np.finfo(dtype)
+    for n in chunks():
+        labels = rng.permutation(unit_interval(dtype, rng, n))
+        labels = np.where(rng.random(labels.size) < 0.3, np.rint(labels), labels)
+        if name == "binary_logits":
+            x = np.concatenate([rng.uniform(-80, 80, n), near_zero(rng, n, 60) * 1000])[: labels.size].astype(dtype)
+            y, size = labels.astype(np.longdouble), np.abs(x.astype(np.longdouble))
+            exact = np.log1p(np.exp(-size)) + size * np.where(x > 0, 1 - y, y)
+        else:
+            x = unit_interval(dtype, rng, n)
+            x, labels = x[(x > 0) & (x < 1)], labels[(x > 0) & (x < 1)]
+            y, p = labels.astype(np.longdouble), x.astype(np.longdouble)
+            exact = -y * np.log(p) - (1 - y) * np.log1p(-p)
+        got = vmath(name, x, labels.astype(dtype)).astype(np.longdouble)
+        normal = exact >= finfo.tiny
+        relative = np.where(normal, np.abs(got - exact) / np.where(normal, exact, 1), 0)
+        error, at = worst(name, relative / float(finfo.eps), x, labels)
+        largest, where = max((largest, where), (error, at))
+    print(f"{name} {np.dtype(dtype)} {tier}: {largest:.4f} eps at {where}")
+    assert largest <= allowed(MAX_EPS, name, tier), where
+
+
+def test_exp_any_above_600(tier, vmath, rng):
+    x = rng.uniform(600, 709.78, 20_000)
+    with np.errstate(over="ignore"):
+        error = np.abs(vmath("exp_any", x).astype(np.longdouble) / np.exp(x.astype(np.longdouble)) - 1)
+    assert error.max() <= 2.7 * float(np.finfo(np.float64).eps)
+    got = vmath("exp_any", np.array([710.0, 1e300, INF, -INF, -800.0, NAN, 0.0]))
+    np.testing.assert_array_equal(got, [INF, INF, INF, 0, 0, NAN, 1])
+
+
 # Same bits
 
 
@@ -437,6 +520,11 @@ def test_avx2_and_avx512_give_the_same_bits(rng):
     cases += [(name, tuple(a.astype(np.float32) for a in x)) for name, x in cases if name == "exp_up"]
     cases += [("log", (from_bits(rng, 1e-44, 1e30, n).astype(np.float32),)), ("xlogy_any", (p, q))]
     cases += [("kl_term", (p, q)), ("kl_term", (p.astype(np.float32), q.astype(np.float32)))]
+    unit = unit_interval(np.float64, rng, n)
+    pair = unit, rng.permutation(unit)
+    cases += [(name, (unit,)) for name in ("log1p_unit", "log1m")] + [("exp_any", (700 * unit,))]
+    cases += [("binary_logits", (90 * unit - 40, pair[1])), ("binary_probs", tuple(np.clip(v, 1e-9, 0.9) for v in pair))]
+    cases += [(name, tuple(a.astype(np.float32) for a in x)) for name, x in cases[-5:] if name != "exp_any"]
     cases += [("kl_term_any", (p, q, np.spacing(q) * rng.uniform(-0.5, 0.5, n)))]
     cases = [(name, tuple(np.minimum(a, 40) for a in x) if name == "exp_up" else x) for name, x in cases]
     for name, operands in cases:
