@@ -100,6 +100,20 @@ CALLS: dict[str, dict[str, str]] = {
         "JAX": "-jax.nn.log_softmax(x, axis=-1)[rows, labels].mean()",
         "scikit-learn": "metrics.log_loss(labels, extmath.softmax(x), labels=range(x.shape[-1]))",
     },
+    "binary loss": {
+        "fastkl": "fk.binary_cross_entropy(p, y)",
+        "NumPy": "-(y * np.log(p) + (1 - y) * np.log(1 - p))",
+        "SciPy": "-(special.xlogy(y, p) + special.xlog1py(1 - y, -p))",
+        "PyTorch": 'F.binary_cross_entropy(p, y, reduction="none")',
+        "JAX": "-(scipy.special.xlogy(y, p) + scipy.special.xlog1py(1 - y, -p))",
+        "scikit-learn": "metrics.log_loss(y[0], p[0], labels=[0, 1])",
+    },
+    "binary loss of logits": {
+        "fastkl": 'fk.binary_cross_entropy(x, y, given="logits")',
+        "SciPy": "-(y * special.log_expit(x) + (1 - y) * special.log_expit(-x))",
+        "PyTorch": 'F.binary_cross_entropy_with_logits(x, y, reduction="none")',
+        "JAX": "-(y * jax.nn.log_sigmoid(x) + (1 - y) * jax.nn.log_sigmoid(-x))",
+    },
     "loss, label −100 ignored": {
         "fastkl": "fk.softmax_cross_entropy(x, labels, ignore_index=-100)",
         "PyTorch": 'F.cross_entropy(x, labels, reduction="none")',
@@ -161,6 +175,11 @@ def labelled(values: Any, label: int) -> dict[str, np.ndarray]:
     return {**x(values), "labels": np.array([label])}
 
 
+def binary(**values: float) -> dict[str, np.ndarray]:
+    """Return a prediction, p or its logit x, and its label y."""
+    return {name: np.array([[value]], "float32") for name, value in values.items()}
+
+
 def js_distance_near(p: list[float], q: list[float]) -> float:
     """Return the Jensen-Shannon distance of p / sum(p) and q / sum(q), which are a rounding apart.
 
@@ -212,6 +231,16 @@ def sections() -> dict[str, list[Case]]:
                  labelled([NAN, 0], -100), 0.0),
             Case("mean loss of a row with label −100, which is ignored", "mean loss, label −100 ignored",
                  labelled([0, 0], -100), NAN),
+        ],
+        "Yes or no": [
+            Case("binary loss, p = 0, label 0", "binary loss", binary(p=0, y=0), 0.0),
+            Case("binary loss, p = 0, label 1", "binary loss", binary(p=0, y=1), INF),
+            Case("binary loss, p = 1e-40, denormal, label 1", "binary loss", binary(p=1e-40, y=1), -math.log(small)),
+            Case("binary loss, p = 1½, label 1", "binary loss", binary(p=1.5, y=1), NAN),
+            Case("binary loss, logit inf, label 1", "binary loss of logits", binary(x=INF, y=1), 0.0),
+            Case("binary loss, logit inf, label 0", "binary loss of logits", binary(x=INF, y=0), INF),
+            Case("binary loss, logit 40, label 1", "binary loss of logits", binary(x=40, y=1),
+                 math.log1p(math.exp(-40))),
         ],
         "Types": [
             Case("softmax of int8 [−128, 127]", "softmax", x([-128, 127], "int8"), [math.exp(-255), 1.0]),

@@ -53,8 +53,8 @@ from .variational import f_divergence, variational_bound
 
 __all__ = [
     "Scores",
-    "bhattacharyya_distance",
     "alpha_divergence",
+    "bhattacharyya_distance",
     "binary_cross_entropy",
     "build_info",
     "chi2_divergence",
@@ -71,9 +71,9 @@ __all__ = [
     "log_softmax",
     "logcumsumexp",
     "logsumexp",
+    "perplexity",
     "renyi_divergence",
     "renyi_entropy",
-    "perplexity",
     "score",
     "set_num_threads",
     "softmax",

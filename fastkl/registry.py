@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Scale = Literal[
-    "max1", "relative", "distance", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "overlap", "order",
-    "exp", "transport", "logs", "mixed",
+    "max1", "relative", "distance", "relative+d/2", "relative+d", "element+d/2", "absolute-sum", "kl", "overlap",
+    "order", "exp", "transport", "logs", "mixed",
 ]  # fmt: skip
 
 
