@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,68 @@ def test_half_precision_columns(tmp_path: Path) -> None:
         assert_as_whole(scored(tmp_path, tmp_path / "x.parquet", labels="y", key=key), x, y)
 
 
+@pytest.fixture
+def two_arrow_threads() -> Iterator[None]:
+    """Have pyarrow's pool of two threads, whatever the machine has."""
+    before = pa.cpu_count()
+    pa.set_cpu_count(2)
+    yield
+    pa.set_cpu_count(before)
+
+
+def test_many_columns_are_unpacked_side_by_side(tmp_path: Path, two_arrow_threads: None) -> None:
+    """Through all row groups in one span, where Arrow has no more threads than the run; to the same bytes."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(0, 3, (ROWS, 80)).astype(np.float32)
+    y = rng.integers(0, 80, ROWS)
+    columns = {f"class_{i}": x[:, i] for i in range(80)}
+    write_parquet(tmp_path / "x.parquet", pa.table({"y": y, **columns}))
+    pq.write_table(pa.table({"y": y}), tmp_path / "y.parquet", row_group_size=170)
+
+    spans = {}
+    for key in ("class_*", "class_[1-5]?"):
+        for threads in (1, 2, 3):
+            source = open_source(str(tmp_path / "x.parquet"), {"logits": key})
+            source.unpack_by(threads)
+            spans[key, threads] = source.spans
+    groups = [(0, 300), (300, 600), (600, 900), (900, 1000)]
+    together = [(0, 1000)]
+    assert list(spans.values()) == [groups, together, together, groups, groups, groups]
+
+    whole = fk.score(x, y)
+    files = set()
+    for labels in ("y", f"{tmp_path}/y.parquet:y"):
+        for threads, chunk in [(1, None), (2, None), (2, 64), (3, 299)]:
+            run = score_files(
+                tmp_path / "x.parquet", labels, tmp_path / "s.npz", key="class_*", n_threads=threads, chunk=chunk
+            )
+            files.add(((tmp_path / "s.npz").read_bytes(), repr(run.summary).replace("y.parquet", "x.parquet")))
+    assert len(files) == 1
+    with np.load(tmp_path / "s.npz") as got:
+        for name in whole:
+            np.testing.assert_array_equal(got[name], whole[name])
+
+    columns["class_4"] = pa.array([None if i == 700 else value for i, value in enumerate(x[:, 4].tolist())])
+    write_parquet(tmp_path / "x.parquet", pa.table(columns))
+    for threads in (1, 2):
+        with pytest.raises(InputError, match="row 700 of 'class_4' holds a null"):
+            score_files(tmp_path / "x.parquet", key="class_*", n_threads=threads)
+
+
+def test_a_parquet_file_that_ends_early_in_one_span(tmp_path: Path, two_arrow_threads: None) -> None:
+    """Bytes of a row group are lost: the file is refused by name, and nothing is written."""
+    x = np.random.default_rng(5).normal(0, 3, (ROWS, 80)).astype(np.float32)
+    path = tmp_path / "x.parquet"
+    write_parquet(path, pa.table({f"class_{i}": x[:, i] for i in range(80)}))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20_000] = bytes(20_000)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path}: not a readable Parquet file"):
+        score_files(path, out=tmp_path / "s.npz", key="class_*", n_threads=2)
+    assert os.listdir(tmp_path) == ["x.parquet"]
+
+
 def test_labels_and_reference_in_files_of_their_own(tmp_path: Path) -> None:
     """Files of every kind walk in step, whatever their row groups and batches."""
     x, y, r = draw()
@@ -229,6 +294,20 @@ def test_results_in_every_format(tmp_path: Path, ending: str) -> None:
     assert list(got) == list(whole)
     for name in whole:
         np.testing.assert_array_equal(got[name].astype(whole[name].dtype), whole[name])
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow", ".csv"])
+def test_results_are_written_without_pandas(tmp_path: Path, ending: str) -> None:
+    """`pyarrow.array` would import it where it is there, which takes longer than scoring a GB."""
+    pytest.importorskip("pandas")
+    np.save(tmp_path / "x.npy", np.zeros((10, 3)))
+    program = (
+        "import sys; from fastkl.batch import score_files;"
+        f"score_files({str(tmp_path / 'x.npy')!r}, out={str(tmp_path / ('s' + ending))!r});"
+        "print('pandas' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == "False"
 
 
 def test_no_rows_in_every_format(tmp_path: Path) -> None:
