@@ -32,13 +32,6 @@ cdef inline real root(real x) noexcept nogil:
         return sqrt(x)
 
 
-cdef inline real smallest_normal(real like) noexcept nogil:
-    if real is float:
-        return 2.0 ** -126
-    else:
-        return 2.0 ** -1022
-
-
 cdef inline real term(int op, real p, real q, real d, real weight) noexcept nogil:
     """What a pair of probabilities adds to the sum of a divergence; d = p - q. weight is that of p in the mixture of JS and
     JS_DISTANCE, at most 1/2 and of no meaning elsewhere. For BHATTACHARYYA the term of Hellinger, sum of which is what the overlap lacks.
@@ -46,7 +39,7 @@ cdef inline real term(int op, real p, real q, real d, real weight) noexcept nogi
     Domain: 0 <= p, q <= largest, denormals included. JEFFREYS: both 0 or both at least smallest_q; CHI2: q at least
     smallest_q where p > 0. A NaN in p, q or d: NaN.
     Never negative; p = q = d = 0: 0; d = 0: 0. p and q exchanged, d negated: the same bits (JS: for weight 1/2)."""
-    cdef real size = d if d > 0 else -d, least = smallest_normal(p), sum
+    cdef real size = d if d > 0 else -d, sum, zero = 0, one = 1
     if op == TOTAL_VARIATION:
         return size / 2
     if op == JS or op == JS_DISTANCE:
@@ -65,7 +58,7 @@ cdef inline real term(int op, real p, real q, real d, real weight) noexcept nogi
         sum = p + q
     else:
         sum = root(p) + root(q)
-    size = size / (sum if sum > least else least)    # 0 / 0 is 0
+    size = size / (sum if sum > zero else one)    # 0 / 0 is 0
     if op == CHI2 or op == TRIANGULAR:
         return (d if d > 0 else -d) * size
     return size * size / 2
