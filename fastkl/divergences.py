@@ -107,10 +107,15 @@ def js_divergence(
     >>> float(fk.js_divergence([1.0, 0.0], [0.0, 1.0], base=2))
     1.0
     >>> float(fk.js_divergence([0.5, 0.5], [0.9, 0.1], weight=0.2).round(4))
-    0.0665
+    0.0727
     """
     weight = _args.fraction(weight, "weight")
-    return _divergence(_kernels.JS, p, q, axis, base, normalize, where, keepdims, out, n_threads, weight)
+    if weight <= 0.5:
+        return _divergence(_kernels.JS, p, q, axis, base, normalize, where, keepdims, out, n_threads, weight)
+    # 1 - weight is exact; of a weight near 1 in float32 it would not be.
+    return _divergence(
+        _kernels.JS, q, p, axis, base, normalize, where, keepdims, out, n_threads, 1 - weight, names=("q", "p")
+    )
 
 
 def js_distance(
@@ -161,8 +166,8 @@ def js_distance(
     Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN element
     gives NaN for its row.
 
-    A metric: symmetric, to the bit, and within its accuracy it satisfies the triangle inequality. `base` is that of
-    the divergence under the root, as in SciPy's ``jensenshannon`` (which divides rows by their sums: `normalize`).
+    A metric: symmetric, to the bit, and within its accuracy it satisfies the triangle inequality. `base`, above 1, is
+    that of the divergence under the root, as in SciPy's ``jensenshannon`` (which always divides rows by their sums).
     With `normalize` a row is read twice, for the sums and for the terms: the second time out of cache, unless it is
     longer than that. A row whose sum is 0 gives NaN.
 

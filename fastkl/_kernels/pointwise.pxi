@@ -41,7 +41,7 @@ cdef inline real smallest_normal(real like) noexcept nogil:
 
 cdef inline real term(int op, real p, real q, real d, real weight) noexcept nogil:
     """What a pair of probabilities adds to the sum of a divergence; d = p - q. weight is that of p in the mixture of JS and
-    JS_DISTANCE, of no meaning elsewhere. For BHATTACHARYYA the term of Hellinger, sum of which is what the overlap lacks.
+    JS_DISTANCE, at most 1/2 and of no meaning elsewhere. For BHATTACHARYYA the term of Hellinger, sum of which is what the overlap lacks.
 
     Domain: 0 <= p, q <= largest, denormals included. JEFFREYS: both 0 or both at least smallest_q; CHI2: q at least
     smallest_q where p > 0. A NaN in p, q or d: NaN.
@@ -185,9 +185,9 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
                 if op == BHATTACHARYYA:
                     o[j] += root(x[j]) * root(y[j])
                 if real is float:
-                    odd32[j] |= fk_outside_f32(a[j], b[j], zero, high)
+                    odd32[j] |= fk_outside_f32(a[j], b[j], zero, high) | fk_outside_f32(b[j], b[j], zero, high)
                 else:
-                    odd64[j] |= fk_outside_f64(a[j], b[j], zero, high)
+                    odd64[j] |= fk_outside_f64(a[j], b[j], zero, high) | fk_outside_f64(b[j], b[j], zero, high)
                 if op == CHI2 or op == JEFFREYS:
                     # The least of the two that a term divides by, beside one that is not 0.
                     least = b[j] if op == CHI2 or b[j] < a[j] else a[j]
@@ -471,6 +471,8 @@ cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes,
 cdef inline double distance_of(double h, double overlap, double gap) noexcept nogil:
     """-log(overlap), where overlap is 1 + gap - h: from these while they are small, for overlap has lost their digits then.
     """
+    if h != h:
+        return h
     if overlap > 0.5 and h < 0.5 and -0.5 < gap < 0.5:
         return -log1p_f64(gap - h)
     return -log_any_f64(overlap)
@@ -487,7 +489,7 @@ cdef void finish_terms(const Plan* plan, const Sums* a, Py_ssize_t row, Py_ssize
             s = distance_of(s, overlap, 0 if plan.normalize else ((a.v[j] - 2) + a.v_lo[j]) / 2)
             if overlap < 2.0 ** -900:     # products of roots may be denormal, or 0
                 s = NAN
-        if s != s and (plan.normalize or plan.op == BHATTACHARYYA):
+        if (s != s or plan.classes == 0) and (plan.normalize or plan.op == BHATTACHARYYA):
             s = far_row(plan, row + j)
         s *= plan.scale
         if plan.op == JS_DISTANCE or plan.op == HELLINGER:
