@@ -606,7 +606,7 @@ VMATH double js_shape_f64(double t, double e, double rest) {
     return 0.5 * (t < 1.0 ? near : far);
 }
 
-/* ---- binary labels, and products without rounding ------------------------------------------------------------- */
+/* ---- binary labels ------------------------------------------------------------------------------------------- */
 
 /* log(1 + y) and log(1 - y) of a y in [0, 1]. 1 +- y is never formed where it would be rounded by more than a tie: it is
  * 2^k (1 + f), with f a difference of y and a power of two.
@@ -687,19 +687,5 @@ DEFINE_BINARY_LOGITS(binary_logits_f64, double, exp_up_f64, log1p_unit_f64, 0x1p
 
 DEFINE_BINARY_PROBS(binary_probs_f32, float, log_f32, log1m_f32)
 DEFINE_BINARY_PROBS(binary_probs_f64, double, log_f64, log1m_f64)
-
-/* a b = product + *rest, exactly (without fma, by halves, to 2^-104 of it), where neither overflows nor is near the
- * denormals. */
-VMATH double two_product_f64(double a, double b, double *rest) {
-    const double product = a * b;
-#if HAS_FMA
-    *rest = __builtin_fma(a, b, -product);
-#else
-    const double a_hi = double_of(bits_f64(a) & 0xfffffffff8000000u), a_lo = a - a_hi;
-    const double b_hi = double_of(bits_f64(b) & 0xfffffffff8000000u), b_lo = b - b_hi;
-    *rest = ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo;
-#endif
-    return product;
-}
 
 #endif
