@@ -22,7 +22,7 @@ def ratio_bar(op: str, dtype: str, classes: int) -> float | None:
         return 2.0 if dtype == "float64" else 1.3
     if op == "kl_divergence":
         return 3.0 if classes <= 10 else 1.5 if dtype == "float64" else 1.6
-    return {"entropy": 1.6, "entropy[logits]": 4.0}.get(op)
+    return {"entropy": 1.6, "js_divergence": 2.0, "entropy[logits]": 4.0}.get(op)
 
 
 def floor_bar(op: str, dtype: str, classes: int, all_cores: bool) -> float | None:

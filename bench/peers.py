@@ -152,6 +152,53 @@ class NumPy(Peer):
         out -= p.sum(axis=1)
         return out
 
+    def js_divergence(self, p, q, out, s, t):
+        np.add(p, q, out=t)
+        t *= 0.5
+        np.divide(p, t, out=s)
+        np.log(s, out=s)
+        np.einsum("ij,ij->i", p, s, out=out)
+        np.divide(q, t, out=s)
+        np.log(s, out=s)
+        out += np.einsum("ij,ij->i", q, s)
+        out *= 0.5
+        return out
+
+    def jeffreys_divergence(self, p, q, out, s, t):
+        np.divide(p, q, out=s)
+        np.log(s, out=s)
+        np.subtract(p, q, out=t)
+        return np.einsum("ij,ij->i", s, t, out=out)
+
+    def hellinger_distance(self, p, q, out, s, t):
+        np.sqrt(p, out=s)
+        np.sqrt(q, out=t)
+        s -= t
+        np.einsum("ij,ij->i", s, s, out=out)
+        out *= 0.5
+        return np.sqrt(out, out=out)
+
+    def bhattacharyya_distance(self, p, q, out, s, t):
+        np.sqrt(p, out=s)
+        np.sqrt(q, out=t)
+        np.einsum("ij,ij->i", s, t, out=out)
+        return np.negative(np.log(out, out=out), out=out)
+
+    def total_variation(self, p, q, out, s, t):
+        np.abs(np.subtract(p, q, out=s), out=s).sum(axis=1, out=out)
+        out *= 0.5
+        return out
+
+    def chi2_divergence(self, p, q, out, s, t):
+        np.subtract(p, q, out=s)
+        np.divide(s, q, out=t)
+        return np.einsum("ij,ij->i", s, t, out=out)
+
+    def triangular_discrimination(self, p, q, out, s, t):
+        np.subtract(p, q, out=s)
+        np.divide(s, np.add(p, q, out=t), out=t)
+        return np.einsum("ij,ij->i", s, t, out=out)
+
 
 class SciPy(Peer):
     """The library's own functions where it has one, its elementwise functions and a sum where not."""
@@ -162,6 +209,7 @@ class SciPy(Peer):
     def load(self, threads: int) -> None:
         self.special = importlib.import_module("scipy.special")
         self.stats = importlib.import_module("scipy.stats")
+        self.distance = importlib.import_module("scipy.spatial.distance")
 
     def logsumexp(self, x, out, s, t):
         return self.special.logsumexp(x, axis=1)
@@ -192,6 +240,17 @@ class SciPy(Peer):
 
     def generalized_kl(self, p, q, out, s, t):
         return self.special.kl_div(p, q, out=s).sum(axis=1, out=out)
+
+    def js_divergence(self, p, q, out, s, t):
+        np.add(p, q, out=t)
+        t *= 0.5
+        self.special.rel_entr(p, t, out=s).sum(axis=1, out=out)
+        out += self.special.rel_entr(q, t, out=s).sum(axis=1)
+        out *= 0.5
+        return out
+
+    def js_distance_normalize(self, p, q, out, s, t):
+        return self.distance.jensenshannon(p, q, axis=1)
 
 
 class Torch(Peer):
@@ -246,6 +305,11 @@ class Torch(Peer):
 
     def generalized_kl(self, p, q, out, s, t):
         return self.kl_divergence(p, q, out, s, t).add_(self.torch.sum(q, 1)).sub_(self.torch.sum(p, 1))
+
+    def js_divergence(self, p, q, out, s, t):
+        self.torch.add(p, q, out=t).mul_(0.5)
+        self.torch.sum(self.torch.div(p, t, out=s).log_().mul_(p), 1, out=out)
+        return out.add_(self.torch.div(q, t, out=s).log_().mul_(q).sum(1)).mul_(0.5)
 
 
 class TorchCompile(Peer):
@@ -324,6 +388,36 @@ class TorchCompile(Peer):
     def generalized_kl(self, p, q, out):
         return (p * self.torch.log(p / q) - p + q).sum(1)
 
+    def js_divergence(self, p, q, out):
+        m = (p + q) * 0.5
+        return (p * self.torch.log(p / m) + q * self.torch.log(q / m)).sum(1) * 0.5
+
+    def js_divergence__log_difference(self, p, q, out):
+        log_m = self.torch.log((p + q) * 0.5)
+        return (p * (self.torch.log(p) - log_m) + q * (self.torch.log(q) - log_m)).sum(1) * 0.5
+
+    def js_divergence__two_logs(self, p, q, out):
+        ratio = p / q
+        return (p * self.torch.log(ratio) - (p + q) * self.torch.log((1 + ratio) * 0.5)).sum(1) * 0.5
+
+    def jeffreys_divergence(self, p, q, out):
+        return ((p - q) * self.torch.log(p / q)).sum(1)
+
+    def hellinger_distance(self, p, q, out):
+        return self.torch.sqrt((self.torch.sqrt(p) - self.torch.sqrt(q)).square().sum(1) * 0.5)
+
+    def bhattacharyya_distance(self, p, q, out):
+        return -self.torch.log(self.torch.sqrt(p * q).sum(1))
+
+    def total_variation(self, p, q, out):
+        return (p - q).abs().sum(1) * 0.5
+
+    def chi2_divergence(self, p, q, out):
+        return ((p - q).square() / q).sum(1)
+
+    def triangular_discrimination(self, p, q, out):
+        return ((p - q).square() / (p + q)).sum(1)
+
 
 class JAX(Peer):
     """``jax.jit`` on the CPU; an N x C result goes into the donated buffer of the result before it."""
@@ -396,6 +490,14 @@ class JAX(Peer):
 
     def generalized_kl(self, p, q):
         return self.jnp.sum(p * self.jnp.log(p / q) - p + q, axis=1)
+
+    def js_divergence(self, p, q):
+        m = (p + q) * 0.5
+        return self.jnp.sum(p * self.jnp.log(p / m) + q * self.jnp.log(q / m), axis=1) * 0.5
+
+    def js_divergence__two_logs(self, p, q):
+        ratio = p / q
+        return self.jnp.sum(p * self.jnp.log(ratio) - (p + q) * self.jnp.log((1 + ratio) * 0.5), axis=1) * 0.5
 
 
 class Numba(Peer):

@@ -205,13 +205,13 @@ for _function, (_apart, _one_way, _other) in _DIVERGENCES.items():
         (_function, ([NAN, 0.5], [INF, 0.5]), {"where": [F, F]}, _nothing),
     ]
     for _bad in (-DENORMAL, -0.5, INF, -INF, NAN):
-        for _normalize in (F, T):
-            EDGES += [
-                (_function, ([_bad, 0.5], [0.5, 0.5]), {"normalize": _normalize}, NAN),
-                (_function, ([0.5, 0.5], [_bad, 0.5]), {"normalize": _normalize}, NAN),
-                (_function, ([0.0, 1.0], [_bad, 0.0]), {"normalize": _normalize}, NAN),
-                (_function, ([_bad, 1.0], [_bad, 1.0]), {"normalize": _normalize}, NAN),
-            ]
+        EDGES += [
+            (_function, ([_bad, 0.5], [0.5, 0.5]), {}, NAN),
+            (_function, ([0.5, 0.5], [_bad, 0.5]), {}, NAN),
+            (_function, ([_bad, 1.0], [_bad, 1.0]), {}, NAN),
+            (_function, ([_bad, 0.5], [0.5, 0.5]), {"normalize": True}, NAN),
+            (_function, ([0.0, 1.0], [_bad, 0.0]), {"normalize": True}, NAN),
+        ]
 EDGES += [
     ("js_divergence", ([1.0, 0.0], [0.0, 1.0]), {"base": 2}, 1.0),
     ("js_distance", ([1.0, 0.0], [0.0, 1.0]), {"base": 4}, math.sqrt(0.5)),
@@ -224,7 +224,7 @@ EDGES += [
     ("chi2_divergence", ([0.0, 1.0], [0.5, 0.5]), {"kind": "neyman"}, INF),
     ("chi2_divergence", ([0.5, 0.5], [0.0, 1.0]), {"kind": "neyman"}, 1.0),
     ("chi2_divergence", ([DENORMAL, 1.0], [0.0, 1.0]), {}, INF),
-    ("chi2_divergence", ([0.0, 1.0], [DENORMAL, 1.0]), {}, 0.0),
+    ("chi2_divergence", ([0.0, 1.0], [DENORMAL, 1.0]), {}, DENORMAL),
     ("chi2_divergence", ([3e38, 1.0], [3e38, 1.0]), {}, 0.0),
     ("jeffreys_divergence", ([DENORMAL, 1.0], [0.0, 1.0]), {}, INF),
     ("jeffreys_divergence", ([0.0, 1.0], [DENORMAL, 1.0]), {}, INF),
@@ -406,7 +406,8 @@ def test_behaves_as_the_reference(operation: Operation, dtype: str, round_: int,
         if rng.random() < 0.5:
             keywords["where"] = rng.random(shape) < rng.choice([0.1, 0.5, 0.9])
         if rng.random() < 0.3 and operation.domain == "probabilities" and takes_base(operation):
-            keywords["base"] = float(rng.choice([2, 10, 0.5]))
+            # Under a root the unit of a base below 1 is that of no real number.
+            keywords["base"] = float(rng.choice([2, 10, 0.5 if operation.function != "js_distance" else 4]))
         if operation.id == "logsumexp" and rng.random() < 0.5:
             keywords["b"] = rng.choice([0.0, 0.5, 1.0, 2.0, -1.0], shape).astype(dtype)
         if "labels" in operation.operands:

@@ -471,6 +471,8 @@ cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes,
 cdef inline double distance_of(double h, double overlap, double gap) noexcept nogil:
     """-log(overlap), where overlap is 1 + gap - h: from these while they are small, for overlap has lost their digits then.
     """
+    if h != h:
+        return h
     if overlap > 0.5 and h < 0.5 and -0.5 < gap < 0.5:
         return -log1p_f64(gap - h)
     return -log_any_f64(overlap)
@@ -487,7 +489,7 @@ cdef void finish_terms(const Plan* plan, const Sums* a, Py_ssize_t row, Py_ssize
             s = distance_of(s, overlap, 0 if plan.normalize else ((a.v[j] - 2) + a.v_lo[j]) / 2)
             if overlap < 2.0 ** -900:     # products of roots may be denormal, or 0
                 s = NAN
-        if s != s and (plan.normalize or plan.op == BHATTACHARYYA):
+        if (s != s or plan.classes == 0) and (plan.normalize or plan.op == BHATTACHARYYA):
             s = far_row(plan, row + j)
         s *= plan.scale
         if plan.op == JS_DISTANCE or plan.op == HELLINGER:

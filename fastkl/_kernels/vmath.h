@@ -431,7 +431,8 @@ VMATH float kl_term_by_f32(float p, float q, float d) {
 VMATH double kl_term_by_f64(double p, double q, double d) {
     const uint64_t kb = octaves_f64(p, q);
     const double q_near = double_of(bits_f64(q) + (kb << 52) - (1ull << 63));
-    return kl_sum_f64(p, q, q_near, double_from_u52(kb) - 2048.0, kb == 2048u ? d : p - q_near);
+    const double k = double_from_u52(kb) - 2048.0;
+    return kl_sum_f64(p, q, q_near, k, k == 0.0 ? d : p - q_near);
 }
 
 /* weight p log(p/m) + (1 - weight) q log(q/m), m = weight p + (1 - weight) q: the Jensen-Shannon term.
@@ -469,7 +470,7 @@ VMATH double jeffreys_term_f64(double p, double q, double d) {
     const double small = least > 0x1p-1022 ? least : 0x1p-1022;
     const uint64_t kb = octaves_f64(large, small);
     const double near = double_of(bits_f64(small) + (kb << 52) - (1ull << 63)), k = double_from_u52(kb) - 2048.0;
-    const double w = (kb == 2048u ? gap : large - near) / (large + near);
+    const double w = (k == 0.0 ? gap : large - near) / (large + near);
     const double z = w * w;
     const double tail = FMA_F64(w * z, atanh_tail_f64(z), k * LN2_LO_F64);
     return gap * FMA_F64(k, LN2_HI_F64, w + w + tail);
@@ -482,7 +483,7 @@ VMATH double product_error_f64(double a, double b, double ab) {
 #else
     const double a_head = double_of(bits_f64(a) & 0xfffffffff8000000u), a_tail = a - a_head;
     const double b_head = double_of(bits_f64(b) & 0xfffffffff8000000u), b_tail = b - b_head;
-    return ((a_head * b_head - ab) + (a_head * b_tail + a_tail * b_head)) + a_tail * b_tail;
+    return (((a_head * b_head - ab) + a_head * b_tail) + a_tail * b_head) + a_tail * b_tail; /* exact in this order */
 #endif
 }
 
