@@ -181,12 +181,12 @@ def test_any_short_row(operation: Operation, dtype: str) -> None:
         x, q = pair
         if operation.domain == "logits" and np.isneginf(x).all():
             return  # an edge, not a matter of digits
-        if operation.keywords.get("normalize") and not (x.any() and q.any()):
-            return
         label %= x.size
         if "labels" in operation.operands and np.isneginf(x[label]):
             return
         arguments = {1: (x,), 2: (x, label if "labels" in operation.operands else q)}[len(operation.operands)]
+        if oracle.divides_by_zero(operation, arguments):
+            return
         case = measured(operation, oracle.Row("drawn", arguments), dtype)
         got = np.asarray(oracle.evaluate(fk, operation, arguments))
         assert_within_budget(got[None], [case], dtype)
@@ -209,7 +209,7 @@ def test_masked(operation: Operation, dtype: str, size: int, tier: str, rng: np.
     for row, kept, i in zip(whole, where, range(len(whole)), strict=True):
         if "labels" in operation.operands:
             batch[1][i] = rng.choice(np.flatnonzero(kept & np.isfinite(row.arguments[0])) if size > 10 else [0])
-        if operation.keywords.get("normalize") and not all(v[kept].any() for v in row.arguments):
+        if oracle.divides_by_zero(operation, [v[kept] if np.ndim(v) else v for v in row.arguments]):
             kept[:] = True
     if operation.domain == "logits":
         batch[0][:, 0] = 0.5
@@ -292,7 +292,7 @@ def test_narrow_types(operation: Operation, size: int, narrow: str, tier: str, r
         arguments = tuple(v.astype(storage) if isinstance(v, np.ndarray) else v for v in arguments)
         if half and operation.domain == "logits":
             arguments = (np.where(np.isneginf(row.arguments[0]), storage.type(-np.inf), arguments[0]), *arguments[1:])
-        if operation.keywords.get("normalize") and not all(v.any() for v in arguments):
+        if oracle.divides_by_zero(operation, arguments):
             continue
         narrowed.append(oracle.Row(row.kind, arguments))
     assert len(narrowed) >= 4
