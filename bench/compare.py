@@ -31,7 +31,7 @@ import numpy as np
 import peers
 from bandwidth import Stream
 
-from fastkl.registry import OPERATIONS, Operation
+from fastkl.registry import ELEMENTWISE, OPERATIONS, Operation
 
 ENVIRONMENT_SET = "FASTKL_BENCH_THREADS"
 
@@ -400,7 +400,7 @@ def processor() -> str:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ids = [op.id for op in OPERATIONS]
+    ids = [op.id for op in OPERATIONS + ELEMENTWISE]
     shapes = {cases.shape_name(s): s for s in cases.SHAPES}
     parser.add_argument("--ops", nargs="+", choices=ids, default=ids, metavar="OP", help=", ".join(ids))
     parser.add_argument("--shapes", nargs="+", default=list(shapes), metavar="NxC", help=f"default {' '.join(shapes)}")

@@ -199,6 +199,21 @@ class NumPy(Peer):
         np.divide(s, np.add(p, q, out=t), out=t)
         return np.einsum("ij,ij->i", s, t, out=out)
 
+    def logcumsumexp(self, x, out, s, t):
+        return np.logaddexp.accumulate(x, axis=1, out=out)
+
+    def perplexity(self, p, out, s, t):
+        return np.exp(self.entropy(p, out, s, t), out=out)
+
+    def wasserstein_1d(self, p, q, out, s, t):
+        np.cumsum(np.subtract(p, q, out=s), axis=1, out=t)
+        return np.abs(t[:, :-1], out=t[:, :-1]).sum(axis=1, out=out)
+
+    def binary_cross_entropy_logits(self, x, y, out, s, t):
+        np.logaddexp(0, x, out=s)
+        s -= np.multiply(x, y, out=t)
+        return s
+
 
 class SciPy(Peer):
     """The library's own functions where it has one, its elementwise functions and a sum where not."""
@@ -311,6 +326,22 @@ class Torch(Peer):
         self.torch.sum(self.torch.div(p, t, out=s).log_().mul_(p), 1, out=out)
         return out.add_(self.torch.div(q, t, out=s).log_().mul_(q).sum(1)).mul_(0.5)
 
+    def logcumsumexp(self, x, out, s, t):
+        return self.torch.logcumsumexp(x, 1, out=out)
+
+    def perplexity(self, p, out, s, t):
+        return self.entropy(p, out, s, t).exp_()
+
+    def wasserstein_1d(self, p, q, out, s, t):
+        self.torch.cumsum(self.torch.sub(p, q, out=s), 1, out=t)
+        return self.torch.sum(t[:, :-1].abs_(), 1, out=out)
+
+    def binary_cross_entropy(self, p, y, out, s, t):
+        return self.functional.binary_cross_entropy(p, y, reduction="none")
+
+    def binary_cross_entropy_logits(self, x, y, out, s, t):
+        return self.functional.binary_cross_entropy_with_logits(x, y, reduction="none")
+
 
 class TorchCompile(Peer):
     """``torch.compile`` (inductor) of the plain expression, for the one shape at hand, timed when it is warm."""
@@ -356,6 +387,12 @@ class TorchCompile(Peer):
 
     def log_softmax__fresh(self, x, out):
         return self.torch.log_softmax(x, 1)
+
+    def binary_cross_entropy(self, p, y, out):
+        return self.functional.binary_cross_entropy(p, y, reduction="none")
+
+    def binary_cross_entropy_logits(self, x, y, out):
+        return self.functional.binary_cross_entropy_with_logits(x, y, reduction="none")
 
     def softmax_cross_entropy(self, x, labels, out):
         return self.functional.cross_entropy(x, labels, reduction="none")

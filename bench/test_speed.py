@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastkl
-from fastkl.registry import Operation
+from fastkl.registry import ELEMENTWISE, OPERATIONS, Operation
 
 
 @pytest.fixture(scope="module", params=cases.DTYPES)
@@ -29,7 +29,7 @@ def copies(dtype: str, shape: tuple[int, int]) -> list[cases.Inputs]:
     return [cases.make_inputs(shape, dtype, rng) for _ in range(cases.copies_needed(shape, dtype))]
 
 
-@pytest.mark.parametrize("op", cases.BENCHED, ids=lambda op: op.id)
+@pytest.mark.parametrize("op", OPERATIONS + ELEMENTWISE, ids=lambda op: op.id)
 def test_speed(benchmark, op: Operation, dtype: str, shape: tuple[int, int], copies: list[cases.Inputs]) -> None:
     function = getattr(fastkl, op.function)
     turn = iter(range(1_000_000))

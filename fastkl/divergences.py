@@ -166,9 +166,9 @@ def js_distance(
     Domain: p, q >= 0, which need not sum to 1: the formula is used as written. A negative, infinite or NaN element
     gives NaN for its row.
 
-    A metric: symmetric, to the bit, and within its accuracy it satisfies the triangle inequality. `base`, above
-    1, is that of the divergence under the root, as in SciPy's ``jensenshannon`` (which always divides rows by their
-    sums). With `normalize` a row is read twice, for the sums and for the terms: the second time out of cache, unless it is
+    A metric: symmetric, to the bit, and within its accuracy it satisfies the triangle inequality. `base`, above 1, is
+    that of the divergence under the root, as in SciPy's ``jensenshannon`` (which always divides rows by their sums).
+    With `normalize` a row is read twice, for the sums and for the terms: the second time out of cache, unless it is
     longer than that. A row whose sum is 0 gives NaN.
 
     Accuracy: below 4 eps of the result at every scale.

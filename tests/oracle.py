@@ -208,6 +208,14 @@ POINTWISE = {
 }
 
 
+def takes_every_size(operation: Operation) -> bool:
+    """Return whether the tests that go through many sizes of a row do so for this operation.
+
+    All of POINTWISE share their loops: one does, plainly and divided by the sums; of the others a few sizes suffice.
+    """
+    return operation.id not in POINTWISE or operation.id in ("js_divergence", "js_divergence[normalize]")
+
+
 # scan
 
 

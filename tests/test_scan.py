@@ -135,6 +135,10 @@ def test_points(kind: str, size: int, rows: int, dtype: str, tier: str, rng: np.
         assert fk.wasserstein_1d(p[i], q[i], x=x).tobytes() == got[i].tobytes()
     assert fk.wasserstein_1d(p.T, q.T, x=x, axis=0, n_threads=3).tobytes() == got.tobytes()
     assert fk.wasserstein_1d(q, p, x=x).tobytes() == got.tobytes(), "not symmetric"
+    few = q[0] if size > 1 else q[:1]     # of fewer axes, and along another one
+    right = fk.wasserstein_1d(p, np.broadcast_to(few, p.shape).copy(), x=x)
+    assert fk.wasserstein_1d(p, few, x=x).tobytes() == right.tobytes()
+    assert fk.wasserstein_1d(p.T, q[:1].T, x=x, axis=0).tobytes() == fk.wasserstein_1d(p, q[:1], x=x).tobytes()
     mirrored = fk.wasserstein_1d(p, q, x=-x, normalize=True)
     assert mirrored == pytest.approx(fk.wasserstein_1d(p, q, x=x, normalize=True), rel=1e-5)
     same = np.arange(size) * 1.0
@@ -147,7 +151,7 @@ def test_points(kind: str, size: int, rows: int, dtype: str, tier: str, rng: np.
 
 def test_as_scipy(tier: str, rng: np.random.Generator) -> None:
     stats = pytest.importorskip("scipy.stats")
-    for _ in range(40):
+    for _ in range(20):
         n, m = (int(v) for v in rng.integers(1, 60, 2))
         u, v, a, b = rng.normal(size=n), rng.normal(size=m), rng.random((11, n)), rng.random((11, m))
         right = [stats.wasserstein_distance(u, v, *weights) for weights in zip(a, b, strict=True)]
@@ -160,6 +164,14 @@ def test_as_scipy(tier: str, rng: np.random.Generator) -> None:
         kept = fk.wasserstein_1d(a.T, b.T, x=u, y=v, normalize=True, axis=0, keepdims=True)
         assert kept.shape == (1, 11)
         assert kept.tobytes() == got.tobytes()
+        cubes = [np.stack([w, 2 * w, w[::-1]]) for w in (a, b)]
+        whole = fk.wasserstein_1d(*cubes, x=u, y=v, normalize=True)
+        assert whole[0].tobytes() == got.tobytes()
+        for axis in (0, 1, 2, -1, -2, -3):
+            moved = [np.moveaxis(w, -1, axis) for w in cubes]
+            kept = fk.wasserstein_1d(*moved, x=u, y=v, normalize=True, axis=axis, keepdims=True)
+            assert kept.shape == np.expand_dims(whole, axis).shape
+            assert kept.tobytes() == whole.tobytes()
         out = np.empty((11, 2))[:, 1]
         assert fk.wasserstein_1d(a, b, x=u, y=v, normalize=True, out=out) is out
         assert out.tobytes() == got.tobytes()
@@ -193,6 +205,11 @@ def test_points_refused() -> None:
     p = np.ones((3, 4))
     with pytest.raises(ValueError, match=r"x has shape \(5,\); p and q have 4 classes"):
         fk.wasserstein_1d(p, p, x=np.arange(5.0))
+    for one, shape, axis in ((p[:, :1], (3, 1), -1), (p[0, 0], (), -1), (np.ones((1, 3)), (4, 1, 3), 1)):
+        with pytest.raises(ValueError, match=r"x has shape \(3,\); p and q have 1 classes"):
+            fk.wasserstein_1d(one, np.ones(shape), x=np.arange(3.0), axis=axis)
+    with pytest.raises(np.exceptions.AxisError):
+        fk.wasserstein_1d(p, p, x=np.arange(4.0), axis=2)
     with pytest.raises(ValueError, match=r"x has shape \(1, 4\)"):
         fk.wasserstein_1d(p, p, x=np.ones((1, 4)))
     for bad in (NAN, INF):

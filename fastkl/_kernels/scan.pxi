@@ -8,11 +8,10 @@ cdef extern from "vmath.h" nogil:
     double binary_logits_f64(double x, double y)
     float binary_probs_f32(float p, float y)
     double binary_probs_f64(double p, double y)
-    double two_product_f64(double a, double b, double* rest)
 
 cdef enum:
     STEPS = 128      # columns of a tile; STEPS * LANES elements are a BLOCK
-    FEW = 8          # rows fewer than this go one by one
+    FEW = 8          # fewer rows than this go one by one
 
 
 # ---- cumulative log-sum-exp ------------------------------------------------------------------------------------------------
@@ -214,12 +213,9 @@ cdef inline double outside(double x, double y) noexcept nogil:
 cdef inline double difference(double x, double y, double p_sum, double p_low, double q_sum, double q_low,
                               double* rest) noexcept nogil:
     """x q_sum - y p_sum, and its rounding error."""
-    cdef double a_rest, b_rest, d, part
-    cdef double a = two_product_f64(x, q_sum, &a_rest), b = two_product_f64(y, p_sum, &b_rest)
-    a_rest += x * q_low
-    b_rest += y * p_low
-    d = a - b
-    part = d - a
+    cdef double a = x * q_sum, b = y * p_sum
+    cdef double a_rest = product_error_f64(x, q_sum, a) + x * q_low, b_rest = product_error_f64(y, p_sum, b) + y * p_low
+    cdef double d = a - b, part = d - a
     rest[0] = ((a - (d - part)) - (b + part)) + (a_rest - b_rest)
     return d
 
