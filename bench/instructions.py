@@ -22,9 +22,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from cases import BENCHED, operation, shape_name
+from cases import operation, shape_name
 
 import fastkl as fk
+from fastkl.registry import ELEMENTWISE, OPERATIONS
 
 TABLE = Path(__file__).with_name("instructions.json")
 TIERS = ("avx2", "base")
@@ -32,7 +33,7 @@ SHAPES = ((10_000, 10), (1_000, 100), (100, 1_000), (1, 100_000))
 DTYPES = ("float32", "float64")
 ALLOWED = 0.05
 
-CASES = [(op.id, shape, dtype) for op in BENCHED for shape in SHAPES for dtype in DTYPES]
+CASES = [(op.id, shape, dtype) for op in OPERATIONS + ELEMENTWISE for shape in SHAPES for dtype in DTYPES]
 
 
 def draw(folder: Path) -> None:
