@@ -124,7 +124,7 @@ class Manifest:
 
 
 def packed(text: str) -> str:
-    """Return a shard's totals as the manifest holds them: they are bins for the most part, and a third when packed."""
+    """Return a shard's totals as the manifest holds them: they are bins for the most part, which pack well."""
     return base64.b85encode(zlib.compress(text.encode())).decode()
 
 
