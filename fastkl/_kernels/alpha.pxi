@@ -152,7 +152,7 @@ cdef loop alpha_pair_lanes(const Alpha* o, const double* p, const double* q, Py_
     cdef double k[LANES]
     cdef double bad[LANES]
     cdef double a = o.a, b = o.b
-    cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY, none = -1e18
+    cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY, none = -1e18, least = 5e-324
     cdef double qm, tail, qk, z, rest, both
     cdef Py_ssize_t i
     cdef int j
@@ -213,7 +213,9 @@ cdef loop alpha_pair_lanes(const Alpha* o, const double* p, const double* q, Py_
             gap_lo[j] = gap_lo[j] if both > zero else zero
             pv[j] = pv[j] if p_here[j] > zero else zero
             qv[j] = qv[j] if q_here[j] > zero else zero
-            st.p_alone[j] += zero if q_here[j] > zero else pv[j]
+            # Present is more than 0, also where its value in units of 2^unit is not.
+            z = (pv[j] if pv[j] > zero else least) if p_here[j] > zero else zero
+            st.p_alone[j] += zero if q_here[j] > zero else z
             st.q_alone[j] += zero if p_here[j] > zero else qv[j]
             z = x[j] if both > zero else -infinity
             st.top_lo[j] = x_lo[j] if z > st.top[j] else st.top_lo[j]
