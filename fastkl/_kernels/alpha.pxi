@@ -558,7 +558,7 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
     alpha_lanes(o, scratch, scratch + size, classes, &f, &st)
     for j in range(LANES):
         if overflowed(o, &f, &st, j):
-            f.unit[j] = 200
+            f.unit[j] = 0
             retry = True
     if retry:
         start_alpha_lanes(&st)
@@ -679,7 +679,7 @@ cdef void alpha_along(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratch
     scan_alpha(o, row, rows, f, st, scratch)
     for i in range(rows):
         if overflowed(o, &f[i], &st[i], 0):
-            f[i].unit[0] = 200
+            f[i].unit[0] = 0
             spread_frame(&f[i])
             retry = True
     if retry:
