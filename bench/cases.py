@@ -17,6 +17,9 @@ from fastkl.registry import ELEMENTWISE, OPERATIONS, Operation
 SHAPES = ((1_000_000, 10), (100_000, 100), (10_000, 1_000), (64, 128_256), (1, 10_000_000))
 DTYPES = ("float32", "float64")
 
+#: Whatever is timed and counted.
+BENCHED = OPERATIONS + ELEMENTWISE
+
 #: One cache line: JAX takes an array without a copy only where it starts on one.
 ALIGNMENT = 64
 

@@ -240,8 +240,12 @@ def renyi_divergence(p: Sequence[float], q: Sequence[float], alpha: float) -> An
         return kl_divergence(p, q) / total
     if alpha == INF:
         return mp.log(max(mp.mpf(u) / mp.mpf(v) if v else INF for u, v in zip(p, q, strict=True) if u))
-    powers = mp.fsum(power_terms(p, q, alpha))
-    return mp.log(powers / total) / (mp.mpf(alpha) - 1) if powers else INF
+    powers = power_terms(p, q, alpha)
+    if INF in powers or not any(powers):
+        return INF
+    # Term by term: of the sums, 240 bits need not be enough.
+    less1 = mp.fsum(t - mp.mpf(u) for t, u in zip(powers, p, strict=True)) / total
+    return (mp.log1p(less1) if abs(less1) < 0.5 else mp.log(mp.fsum(powers) / total)) / (mp.mpf(alpha) - 1)
 
 
 def alpha_divergence(p: Sequence[float], q: Sequence[float], alpha: float) -> Any:
@@ -280,7 +284,7 @@ def unit_of_order(operation: Operation, p: Sequence[float], q: Sequence[float], 
     alpha, total = mp.mpf(operation.keywords["alpha"]), mp.fsum(mp.mpf(v) for v in p)
     gap = abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(p, q, strict=True)))
     parts = min(alpha * alpha_divergence(p, q, alpha) + gap, total / abs(alpha - 1))
-    return max(abs(right), parts / total if operation.function == "renyi_divergence" and total else parts)
+    return max(abs(right), parts / total if operation.function == "renyi_divergence" else parts)
 
 
 
@@ -488,6 +492,7 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
         case "logs":
             return abs(right) + cross_entropy(x[0], x[0], of=abs) + cross_entropy(x[0], x[1], of=abs)
         case "order":
+<<<<<<< HEAD
             return unit_of_order(operation, *x, right)
         case "mixed":
             # The terms' derivatives, by a change that is far below their digits and far above the oracle's.
@@ -497,6 +502,9 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
                     slope = (function([u * (1 + change)], [v]) - function([u], [v])) / change
                     total += abs(slope) * (1 + abs(mp.log(u)))
             return total
+=======
+            return max(unit_of_order(operation, *x, right), SMALLEST_DIVERGENCE[dtype])
+>>>>>>> renyi
         case "kl":
             return generalized_kl(*x) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(*x, strict=True)))
         case "overlap":

@@ -178,6 +178,7 @@ EDGES += [
     ("renyi_divergence", ([0.5, 0.5], [0.0, 1.0], 0.5), {}, LN2),
     ("renyi_divergence", ([2.0, 2.0], [1.0, 1.0], 0.5), {}, LN2),
     ("renyi_divergence", ([1.0, 1.0], [2.0, 2.0], 2.0), {}, -LN2),
+    ("renyi_divergence", ([DENORMAL, 1.0], [0.0, 1.0], 2.0), {"normalize": True}, INF),
     ("renyi_divergence", ([0.0, 0.0], [0.5, 0.5], 2.0), {}, NAN),
     ("renyi_divergence", ([0.5, 0.5], [0.0, 0.0], 0.5), {}, INF),
     ("renyi_divergence", ([-LN2, -LN2], [-LN2, -INF], 0.5), {"given": "log_probs"}, 2 * LN2),

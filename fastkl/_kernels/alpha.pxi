@@ -152,7 +152,7 @@ cdef loop alpha_pair_lanes(const Alpha* o, const double* p, const double* q, Py_
     cdef double k[LANES]
     cdef double bad[LANES]
     cdef double a = o.a, b = o.b
-    cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY, none = -1e18
+    cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY, none = -1e18, least = 5e-324
     cdef double qm, tail, qk, z, rest, both
     cdef Py_ssize_t i
     cdef int j
@@ -213,7 +213,9 @@ cdef loop alpha_pair_lanes(const Alpha* o, const double* p, const double* q, Py_
             gap_lo[j] = gap_lo[j] if both > zero else zero
             pv[j] = pv[j] if p_here[j] > zero else zero
             qv[j] = qv[j] if q_here[j] > zero else zero
-            st.p_alone[j] += zero if q_here[j] > zero else pv[j]
+            # Present is more than 0, also where its value in units of 2^unit is not.
+            z = (pv[j] if pv[j] > zero else least) if p_here[j] > zero else zero
+            st.p_alone[j] += zero if q_here[j] > zero else z
             st.q_alone[j] += zero if p_here[j] > zero else qv[j]
             z = x[j] if both > zero else -infinity
             st.top_lo[j] = x_lo[j] if z > st.top[j] else st.top_lo[j]
@@ -556,7 +558,7 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
     alpha_lanes(o, scratch, scratch + size, classes, &f, &st)
     for j in range(LANES):
         if overflowed(o, &f, &st, j):
-            f.unit[j] = 200
+            f.unit[j] = 0
             retry = True
     if retry:
         start_alpha_lanes(&st)
@@ -677,7 +679,7 @@ cdef void alpha_along(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratch
     scan_alpha(o, row, rows, f, st, scratch)
     for i in range(rows):
         if overflowed(o, &f[i], &st[i], 0):
-            f[i].unit[0] = 200
+            f[i].unit[0] = 0
             spread_frame(&f[i])
             retry = True
     if retry:
