@@ -505,7 +505,7 @@ def renyi_divergence(
     >>> [round(float(renyi_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (0.5, 1, 2, math.inf)]
     [0.0202, 0.0367, 0.0606, 0.1178]
     """
-    log_p, log_q, invalid, both, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
+    log_p, log_q, invalid, both, dtype = _logs_of_two(p, q, given, temperature, normalize, where, axis)
     value = _log_mean_power(log_p, _log_ratio(log_p, log_q), alpha - 1, axis)
     value = (np.maximum(value, 0.0) if both else value) + invalid
     return _finish(value / _log_base(base) + 0.0, axis, keepdims, dtype)
@@ -532,7 +532,7 @@ def tsallis_divergence(
     >>> [round(float(tsallis_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (0.5, 1, 2)]
     [0.0201, 0.0367, 0.0625]
     """
-    log_p, log_q, invalid, both, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
+    log_p, log_q, invalid, both, dtype = _logs_of_two(p, q, given, temperature, normalize, where, axis)
     terms = _power_terms(log_p, _log_ratio(log_p, log_q), alpha - 1)
     value = np.sum(terms, axis=axis, keepdims=True)
     value = (np.maximum(value, 0.0) if both else value) + invalid
@@ -561,7 +561,7 @@ def alpha_divergence(
     >>> [round(float(alpha_divergence([0.1, 0.9], [0.2, 0.8], alpha)), 4) for alpha in (-1, 0, 0.5, 1, 2)]
     [0.0556, 0.0444, 0.0402, 0.0367, 0.0312]
     """
-    log_p, log_q, invalid, _, dtype = _log_pair(p, q, given, temperature, normalize, where, axis)
+    log_p, log_q, invalid, _, dtype = _logs_of_two(p, q, given, temperature, normalize, where, axis)
     c = alpha - 1
     if alpha < 0.5:
         log_p, log_q, alpha, c = log_q, log_p, 1 - alpha, -alpha
@@ -593,7 +593,7 @@ def _log_probabilities(
     return log_p, invalid, dtype
 
 
-def _log_pair(
+def _logs_of_two(
     p: ArrayLike, q: ArrayLike, given: str | tuple[str, str], temperature: float | tuple[float, float],
     normalize: bool, where: ArrayLike | None, axis: Axis,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool, np.dtype]:  # fmt: skip

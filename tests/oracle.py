@@ -492,8 +492,7 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
         case "logs":
             return abs(right) + cross_entropy(x[0], x[0], of=abs) + cross_entropy(x[0], x[1], of=abs)
         case "order":
-<<<<<<< HEAD
-            return unit_of_order(operation, *x, right)
+            return max(unit_of_order(operation, *x, right), SMALLEST_DIVERGENCE[dtype])
         case "mixed":
             # The terms' derivatives, by a change that is far below their digits and far above the oracle's.
             change, function, total = mp.mpf(10) ** -30, function_of(operation), abs(right)
@@ -502,9 +501,6 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
                     slope = (function([u * (1 + change)], [v]) - function([u], [v])) / change
                     total += abs(slope) * (1 + abs(mp.log(u)))
             return total
-=======
-            return max(unit_of_order(operation, *x, right), SMALLEST_DIVERGENCE[dtype])
->>>>>>> renyi
         case "kl":
             return generalized_kl(*x) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(*x, strict=True)))
         case "overlap":
