@@ -76,7 +76,7 @@ CALLS: dict[str, dict[str, str]] = {
         "NumKong": "numkong.kullbackleibler(p, q)",
     },
     "KL of log-probabilities": {
-        "fastkl": 'fk.score(q, None, p, given="log_probs", stats=["kl"])["kl"]',
+        "fastkl": 'fk.kl_divergence(p, q, given="log_probs")',
         "NumPy": "np.sum(np.exp(p) * (p - q), axis=-1)",
         "PyTorch": 'F.kl_div(q, p, reduction="none", log_target=True).sum(-1)',
         "JAX": "jnp.sum(jnp.exp(p) * (p - q), axis=-1)",

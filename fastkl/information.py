@@ -87,29 +87,38 @@ def entropy(
     >>> fk.entropy([[0.5, 0.5], [0.99, 0.01]], base=2).round(4).tolist()
     [1.0, 0.0808]
     """
-    array = _args.as_array(p, "p")
     scale = _args.log_scale(base)
+    return _entropy(p, given, temperature, normalize, axis, where, keepdims, out, n_threads, scale, False)
+
+
+def _entropy(
+    p: ArrayLike, given: str, temperature: float, normalize: bool, axis: int | Sequence[int] | None, where: Any,
+    keepdims: bool, out: Array | None, n_threads: int | None, scale: float, exponential: bool,
+) -> Any:  # fmt: skip
+    """Entropy, or its exponential, by what p is given by."""
+    array = _args.as_array(p, "p")
     forms = _args.forms(given, temperature, normalize, (array,), ("p",))
-    if forms is None:
-        return per_row(_kernels.ENTROPY, (array,), ("p",), axis, where, keepdims, out, n_threads, scale)
-    logs, scaled, divisor = forms[0]
-    if logs and scaled:
-        return per_row(
-            _kernels.ENTROPY_OF_LOGITS, (array,), ("p",), axis, where, keepdims, out, n_threads, scale,
-            given=None if divisor == 1 else forms,
-        )  # fmt: skip
-    # The cross-entropy of a row with itself: both are one read.
+    op = _kernels.ENTROPY
+    operands: tuple[Array, ...] = (array,)
+    if forms is not None:
+        logs, scaled, divisor = forms[0]
+        if logs and scaled:
+            op, forms = _kernels.ENTROPY_OF_LOGITS, None if divisor == 1 else forms
+        else:
+            # The cross-entropy of a row with itself: both are one read.
+            op, operands, forms = _kernels.CROSS_ENTROPY, (array, array), forms * 2
     return per_row(
-        _kernels.CROSS_ENTROPY, (array, array), ("p", "p"), axis, where, keepdims, out, n_threads, scale,
-        given=forms * 2,
-    )  # fmt: skip
+        op, operands, ("p", "p"), axis, where, keepdims, out, n_threads, scale, given=forms, exponential=exponential
+    )
 
 
 def perplexity(
     p: ArrayLike,
     *,
     given: str = "probs",
+    temperature: float = 1.0,
     axis: int | Sequence[int] | None = -1,
+    normalize: bool = False,
     where: ArrayLike | None = None,
     keepdims: bool = False,
     out: Array | None = None,
@@ -121,10 +130,14 @@ def perplexity(
     ----------
     p : array_like
         Probabilities (or what `given` says); the rows lie along `axis`.
-    given : {"probs", "logits"}
+    given : {"probs", "log_probs", "logits"}
         What `p` holds, as for `entropy`.
+    temperature : float
+        What logits are divided by, a positive number.
     axis : int, tuple of ints or None
         The axes that make a row; None for all.
+    normalize : bool
+        Divide p by its sum first, whatever it is given by; logits always are.
     where : array_like of bool, optional
         False marks an element as absent; broadcast to `p`.
     keepdims : bool
@@ -162,9 +175,7 @@ def perplexity(
     >>> fk.perplexity([[0.5, 0.5], [0.0, 1.0]]).round(12).tolist()
     [2.0, 1.0]
     """
-    given = _args.choice(given, "given", ("probs", "logits"))
-    op = _kernels.ENTROPY if given == "probs" else _kernels.ENTROPY_OF_LOGITS
-    return per_row(op, (_args.as_array(p, "p"),), ("p",), axis, where, keepdims, out, n_threads, exponential=True)
+    return _entropy(p, given, temperature, normalize, axis, where, keepdims, out, n_threads, 1.0, True)
 
 
 def cross_entropy(

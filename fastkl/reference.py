@@ -719,7 +719,14 @@ def logcumsumexp(x: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = Non
 
 @np.errstate(all="ignore")
 def perplexity(
-    p: ArrayLike, *, given: str = "probs", axis: Axis = -1, where: ArrayLike | None = None, keepdims: bool = False
+    p: ArrayLike,
+    *,
+    given: str = "probs",
+    temperature: float = 1.0,
+    axis: Axis = -1,
+    normalize: bool = False,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
 ) -> Any:
     """exp(entropy): of no entries 1, otherwise NaN where the entropy is.
 
@@ -727,7 +734,10 @@ def perplexity(
     2.0
     """
     (p64,), dtype = _read(p)
-    return np.exp(entropy(p64, given=given, axis=axis, where=where, keepdims=keepdims)).astype(dtype)[()]
+    if temperature != 1:
+        p64 = (p64.astype(dtype) / dtype.type(temperature)).astype(np.float64)
+    value = entropy(p64, given=given, axis=axis, normalize=normalize, where=where, keepdims=keepdims)
+    return np.exp(value).astype(dtype)[()]
 
 
 @np.errstate(all="ignore")

@@ -462,3 +462,32 @@ def test_out(form: Operation, rng: np.random.Generator) -> None:
     assert out.tobytes() == oracle.evaluate(fk, form, arrays).tobytes()
     with pytest.raises(ValueError, match="overlaps an input"):
         oracle.evaluate(fk, form, arrays, out=arrays[0][:, 0])
+
+
+# Perplexity ---------------------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("size", [1, 10, 300, 9000])
+@pytest.mark.parametrize(
+    ("given", "keywords"),
+    [
+        ("probs", {"normalize": True}),
+        ("log_probs", {}),
+        ("log_probs", {"normalize": True}),
+        ("logits", {"temperature": 0.5}),
+    ],
+)
+def test_perplexity(given: str, keywords: dict[str, Any], size: int, dtype: str, rng: np.random.Generator) -> None:
+    """Of every form the exponential of the entropy in float64, which its own tests judge."""
+    x = 3 * rng.normal(size=(5, size))
+    x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    x = (np.exp(x) if given == "probs" else x).astype(dtype)
+    scaled = (x / np.array(keywords.get("temperature", 1), dtype)).astype(np.float64)
+    entropies = fk.entropy(scaled, given=given, normalize=keywords.get("normalize", False))
+    right = np.exp(entropies)
+    eps = float(np.finfo(dtype).eps)
+    got = fk.perplexity(x, given=given, **keywords)
+    assert got.dtype == dtype
+    assert (abs(got - right) <= 16 * eps * right * np.maximum(1, entropies)).all()
+    np.testing.assert_allclose(reference.perplexity(x, given=given, **keywords), right, rtol=1e4 * eps)

@@ -404,9 +404,6 @@ cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
             for j in range(rows):
                 if needs_rescaling(a, j):
                     result[j] = plan.scale * rescaled_kl(plan, row + j)
-    if plan.exponential:
-        for j in range(rows):
-            result[j] = exp_any_f64(result[j])
     put_rows[real](plan, &plan.out, row, rows, result, like)
     if plan.has_sign:
         put_rows[real](plan, &plan.sign, row, rows, extra, like)

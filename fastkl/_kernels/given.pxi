@@ -157,8 +157,9 @@ cdef inline void set_lane(const Scale* p, const Scale* q, Py_ssize_t lane, Scale
 
 cdef inline void log_vector(const Plan* plan, int which, const real* v, const Scales* z, double* out) noexcept nogil:
     """The logs of a vector of numbers: of probabilities as divided by their sum, of logs themselves."""
+    cdef double near[LANES]
     cdef int j
-    cdef double u, near, far, up = FK_UP, down = FK_DOWN, none = 0
+    cdef double u, far, up = FK_UP, down = FK_DOWN, none = 0
     if plan.operand[which].logs:
         for j in range(LANES):
             out[j] = v[j]
@@ -168,12 +169,12 @@ cdef inline void log_vector(const Plan* plan, int which, const real* v, const Sc
     else:
         for j in range(LANES):
             # Where nearly all of the sum is this one, what is left of it has the digits of the log.
-            near = -((z.total[which][j] - v[j] * z.up[which][j]) + z.total_lo[which][j]) * z.factor[which][j]
-            near = log1p_f64(near)
+            near[j] = log1p_f64(-((z.total[which][j] - v[j] * z.up[which][j]) + z.total_lo[which][j]) * z.factor[which][j])
+        for j in range(LANES):
             u = v[j] * (z.up[which][j] * up) * z.factor[which][j]
             # A quotient that may have lost digits to denormals is not used.
             far = log_any_f64(u * down if u > 2.0 ** -900 else v[j]) - (none if u > 2.0 ** -900 else z.log_sum[which][j])
-            out[j] = near if u > 0.5 * up else far
+            out[j] = near[j] if u > 0.5 * up else far
 
 
 cdef inline void log_ratio_vector(const double* x, const double* y, const Scales* z, double* out) noexcept nogil:
@@ -251,15 +252,15 @@ cdef loop expectation_lanes(const Plan* plan, const real* a, const real* b, Py_s
             else:
                 for j in range(LANES):
                     p[j] = v[j] * (z.up[0][j] * up) * z.factor[0][j]
+            if plan.op == KL or not b_logs:
+                log_vector(plan, 1, r, z, y)
             if plan.op == KL:
                 log_vector(plan, 0, v, z, x)
-                log_vector(plan, 1, r, z, y)
                 log_ratio_vector(x, y, z, w)
             elif b_logs:
                 for j in range(LANES):
                     w[j] = (z.m[1][j] - r[j]) + z.log_total[j]
             else:
-                log_vector(plan, 1, r, z, y)
                 for j in range(LANES):
                     w[j] = -y[j]
             for j in range(LANES):

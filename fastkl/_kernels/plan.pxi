@@ -278,6 +278,9 @@ cdef void put_rows(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_
     cdef Py_ssize_t i
     cdef real* target
     cdef double* sums
+    if plan.exponential:
+        for i in range(nr):
+            values[i] = exp_any_f64(values[i])
     for i in range(nr):
         values[i] = values[i] if values[i] == values[i] else NAN
     if plan.flat_out:
