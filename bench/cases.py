@@ -65,7 +65,7 @@ class Inputs:
     out_row: np.ndarray
 
     @property
-    def y(self) -> np.ndarray:
+    def targets(self) -> np.ndarray:
         """Labels from 0 to 1, of the shape of the rows."""
         return self.q
 

@@ -45,7 +45,7 @@ def draw(folder: Path) -> None:
             weights = np.exp(rng.normal(0, 2, shape))
             np.save(folder / f"{name} {shape_name(shape)}.npy", weights / weights.sum(1, keepdims=True))
         np.save(folder / f"labels {shape_name(shape)}.npy", rng.integers(0, shape[1], shape[0]))
-        np.save(folder / f"y {shape_name(shape)}.npy", np.arange(shape[0] * shape[1]).reshape(shape) % 3 == 0)
+        np.save(folder / f"targets {shape_name(shape)}.npy", np.arange(shape[0] * shape[1]).reshape(shape) % 3 == 0)
 
 
 def call_all(folder: Path) -> None:

@@ -14,6 +14,7 @@ from fastkl import _kernels
 
 #: Fresh in every run; set FASTKL_TEST_SEED to repeat one.
 SEED = int(os.environ.get("FASTKL_TEST_SEED") or int.from_bytes(os.urandom(4), "little"))
+os.environ["FASTKL_TEST_SEED"] = str(SEED)  # of every process that pytest-xdist starts
 
 #: FASTKL_TIER narrows the tests to that tier.
 TIERS = [os.environ["FASTKL_TIER"]] if os.environ.get("FASTKL_TIER") else list(_kernels.TIERS)
