@@ -1,7 +1,7 @@
 """Count the instructions of kernel calls, and hold them to a table: python bench/instructions.py [--write]
 
 A count does not depend on how busy the machine is: a kernel that got slower shows on a noisy one as well. Each call of
-a fixed set runs under ``valgrind --tool=callgrind``, which counts what the compiled ``run`` executes, for the tiers
+a fixed set runs under ``valgrind --tool=callgrind``, which counts what the compiled entry executes, for the tiers
 that valgrind can emulate (it knows no AVX-512). ``instructions.json`` holds instructions per element; a count that is
 off by more than 5% is an error, also one that is lower: ``--write`` notes the new ones.
 
@@ -25,6 +25,7 @@ import numpy as np
 from cases import operation, shape_name
 
 import fastkl as fk
+from fastkl import _kernels
 from fastkl.registry import ELEMENTWISE, OPERATIONS
 
 TABLE = Path(__file__).with_name("instructions.json")
@@ -61,17 +62,21 @@ def count(tier: str) -> dict[str, float]:
     """Return instructions per element of each call, by its name."""
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder))
-        run = f"__pyx_pw_6fastkl_8_kernels_{len(tier)}{tier}_1run"  # Cython's name for kernels.run of this tier
+        module = str(_kernels.load(tier).__file__)
+        symbols = subprocess.run(["nm", module], capture_output=True, text=True, check=True).stdout
+        entries = re.findall(r"__pyx_pw_\w+_\d+(?:run|of_order)$", symbols, re.MULTILINE)
         command = ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={folder}/call"]
-        command += [f"--toggle-collect={run}", f"--dump-after={run}", sys.executable, __file__, "--calls", folder]
+        command += [f"--{option}={entry}" for option in ("toggle-collect", "dump-after") for entry in entries]
+        command += [sys.executable, __file__, "--calls", folder]
         environment = {**os.environ, "FASTKL_TIER": tier, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"valgrind failed on the tier {tier}:\n{done.stderr}")
-        # A file for each time that run was left, numbered from 1; the last one is of the end of the program.
+        # A file for each time that one was left, numbered from 1; the last one is of the end of the program.
         files = [Path(folder, f"call.{i}") for i in range(1, len(CASES) + 1)]
         if not files[-1].exists() or Path(folder, f"call.{len(CASES) + 2}").exists():
-            raise SystemExit(f"valgrind saw {len(list(Path(folder).glob('call.*')))} calls of {run}, not {len(CASES)}")
+            seen = len(list(Path(folder).glob("call.*")))
+            raise SystemExit(f"valgrind saw {seen} calls of {entries}, not {len(CASES)}")
         totals = [int(re.search(r"^totals: (\d+)", file.read_text(), re.MULTILINE)[1]) for file in files]
     return {
         f"{name} {shape_name(shape)} {dtype}": float(f"{total / (shape[0] * shape[1]):.4g}")
