@@ -437,7 +437,7 @@ def test_given() -> None:
     p = np.array([0.25, 0.75])
     assert_same(fk.entropy(p, given="probs"), fk.entropy(p))
     assert fk.entropy(np.log(p), given="logits") == pytest.approx(fk.entropy(p), rel=1e-14)
-    for given in ("log_probs", "prob", "", None, 1):
+    for given in ("log_prob", "prob", "", None, 1):
         with pytest.raises((ValueError, TypeError), match="given"):
             fk.entropy(p, given=given)
 

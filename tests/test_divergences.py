@@ -248,3 +248,14 @@ def test_what_is_refused() -> None:
             fk.chi2_divergence(p, p, kind=kind)
     with pytest.raises(ValueError, match=r"p of shape \(3,\).*do not broadcast"):
         fk.chi2_divergence(np.ones(3), np.ones(2), kind="neyman")
+
+
+@pytest.mark.parametrize("width", [3, 300])
+def test_a_denormal_that_its_sum_makes_0_still_counts(width: int, tier: str) -> None:
+    """Over the sum q is below the least number, but it is no 0."""
+    p, q = np.ones((2, width))
+    p[0], q[0] = 0.0, 5e-324
+    assert fk.jeffreys_divergence(p, q, normalize=True) == np.inf
+    assert fk.jeffreys_divergence(q, p, normalize=True) == np.inf
+    assert fk.chi2_divergence(q, p, normalize=True) == np.inf
+    assert fk.chi2_divergence(p, q, normalize=True) < 1e-300

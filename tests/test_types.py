@@ -71,7 +71,7 @@ def test_a_row_of_70_000(operation: Operation, storage: np.dtype[Any], rng: np.r
     """No sum is held in half precision: that of 70 000 ones would be infinite, or 2048, in float16."""
     arrays = draw(operation, (70_000,), storage, rng)
     pairs = zip(arrays, operation.operands, strict=True)
-    arrays = [np.ones_like(v) if operand in ("p", "q", "y") else v for v, operand in pairs]
+    arrays = [np.ones_like(v) if operand in ("p", "q", "targets") else v for v, operand in pairs]
     if "q" in operation.operands:
         arrays[1][::2] = 0.5
     got = oracle.evaluate(fk, operation, arrays)
@@ -139,7 +139,7 @@ from fastkl.registry import ELEMENTWISE, OPERATIONS
 torch.manual_seed(0)
 for operation in OPERATIONS + ELEMENTWISE:
     for dtype in (torch.float64, torch.float32, torch.float16, torch.int64, torch.bool):
-        drawn = {name: torch.rand(20, 30).to(dtype) for name in "pqyx"}
+        drawn = {name: torch.rand(20, 30).to(dtype) for name in ("p", "q", "x", "targets")}
         drawn["labels"] = torch.randint(30, (20,))
         tensors = [drawn[name] for name in operation.operands]
         function = getattr(fk, operation.function)

@@ -182,12 +182,12 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
                 else:
                     odd64[j] |= fk_outside_f64(a[j], b[j], zero, high) | fk_outside_f64(b[j], b[j], zero, high)
                 if op == CHI2 or op == JEFFREYS:
-                    # The least of the two that a term divides by, beside one that is not 0.
+                    # The least of the two that a term divides by, which may have become 0 by the division; but not 0 of 0.
                     least = b[j] if op == CHI2 or b[j] < a[j] else a[j]
                     if real is float:
-                        odd32[j] |= <uint32_t>(least < low and a[j] + b[j] > least) << 31
+                        odd32[j] |= <uint32_t>(least < low and x[j] + y[j] > zero) << 31
                     else:
-                        odd64[j] |= <uint64_t>(least < low and a[j] + b[j] > least) << 63
+                        odd64[j] |= <uint64_t>(least < low and x[j] + y[j] > zero) << 63
             if op == BHATTACHARYYA and by == NULL:
                 if real is float:
                     for j in range(LANES):
