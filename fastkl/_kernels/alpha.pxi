@@ -764,7 +764,7 @@ def of_order(int measure, bint double_precision, tuple operands, mask, out, int 
     plan.op = ALPHA_OF_ONE if len(operands) == 1 else ALPHA_OF_TWO
     plan.operands = <int>len(operands)
     plan.has_mask = mask is not None
-    plan.has_labels = plan.has_ignored = plan.has_sign = plan.flat_out = False
+    plan.has_labels = plan.has_ignored = plan.has_sign = plan.flat_out = plan.exponential = False
     plan.scale = scale
     plan.rows = plan.classes = 1
     for d in range(n_outer):
