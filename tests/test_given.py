@@ -337,13 +337,14 @@ def test_behaves_as_the_reference(form: Operation, dtype: str, round_: int, rng:
 @dtypes
 @forms
 def test_same_bits(form: Operation, dtype: str, size: int, rng: np.random.Generator) -> None:
-    """However a row comes, on AVX2 and on AVX-512."""
+    """However a row comes, and the same on AVX2 as on AVX-512; the baseline, without fma, is held to itself."""
     rows = 5 if size <= 4100 else 2
     arrays = draw(form, (rows, size), dtype, rng)
     arrays[0][0, size // 2] = rng.choice([0.0, NAN, -INF, 1e-42])
     alone = [oracle.evaluate(fk, form, [v[i].copy() for v in arrays], n_threads=1) for i in range(rows)]
     right = np.array(alone, dtype).tobytes()
-    for tier in sorted({"avx2", "avx512"} & set(_kernels.supported())):
+    alike = {"avx2", "avx512"} if _kernels.tier != "base" else {"base"}
+    for tier in sorted(alike & set(_kernels.supported())):
         with _kernels.use(tier):
             for n_threads in (1, 3):
                 assert oracle.evaluate(fk, form, arrays, n_threads=n_threads).tobytes() == right, tier
