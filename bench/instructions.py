@@ -49,39 +49,47 @@ def draw(folder: Path) -> None:
         np.save(folder / f"targets {shape_name(shape)}.npy", np.arange(shape[0] * shape[1]).reshape(shape) % 3 == 0)
 
 
-def call_all(folder: Path) -> None:
-    """Make each call once; this is what valgrind watches."""
-    for name, shape, dtype in CASES:
+def call_all(folder: Path, entry: str) -> None:
+    """Make each call that goes through an entry once; this is what valgrind watches."""
+    for name, shape, dtype in cases_of(entry):
         op = operation(name)
         arrays = [np.load(folder / f"{operand} {shape_name(shape)}.npy") for operand in op.operands]
         arrays = [array.astype(dtype) if array.ndim == 2 else array for array in arrays]
         getattr(fk, op.function)(*arrays, n_threads=1, **op.keywords)
 
 
+def cases_of(entry: str) -> list[tuple[str, tuple[int, int], str]]:
+    """Return the cases that go through an entry of the kernels: those with an order alpha have their own."""
+    return [case for case in CASES if ("alpha" in operation(case[0]).keywords) == (entry == "of_order")]
+
+
 def count(tier: str) -> dict[str, float]:
     """Return instructions per element of each call, by its name."""
-    with tempfile.TemporaryDirectory() as folder:
-        draw(Path(folder))
-        module = str(_kernels.load(tier).__file__)
-        symbols = subprocess.run(["nm", module], capture_output=True, text=True, check=True).stdout
-        entries = re.findall(r"__pyx_pw_\w+_\d+(?:run|of_order)$", symbols, re.MULTILINE)
-        command = ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={folder}/call"]
-        command += [f"--{option}={entry}" for option in ("toggle-collect", "dump-after") for entry in entries]
-        command += [sys.executable, __file__, "--calls", folder]
-        environment = {**os.environ, "FASTKL_TIER": tier, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"valgrind failed on the tier {tier}:\n{done.stderr}")
-        # A file for each time that one was left, numbered from 1; the last one is of the end of the program.
-        files = [Path(folder, f"call.{i}") for i in range(1, len(CASES) + 1)]
-        if not files[-1].exists() or Path(folder, f"call.{len(CASES) + 2}").exists():
-            seen = len(list(Path(folder).glob("call.*")))
-            raise SystemExit(f"valgrind saw {seen} calls of {entries}, not {len(CASES)}")
-        totals = [int(re.search(r"^totals: (\d+)", file.read_text(), re.MULTILINE)[1]) for file in files]
-    return {
-        f"{name} {shape_name(shape)} {dtype}": float(f"{total / (shape[0] * shape[1]):.4g}")
-        for (name, shape, dtype), total in zip(CASES, totals, strict=True)
-    }
+    counts: dict[str, float] = {}
+    for entry in ("run", "of_order"):
+        cases = cases_of(entry)
+        with tempfile.TemporaryDirectory() as folder:
+            draw(Path(folder))
+            nm = ["nm", str(_kernels.load(tier).__file__)]
+            symbols = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
+            symbol = re.search(rf"__pyx_pw_\w+_\d+{entry}$", symbols, re.MULTILINE)[0]  # Cython's name
+            command = ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={folder}/call"]
+            command += [f"--toggle-collect={symbol}", f"--dump-after={symbol}"]
+            command += [sys.executable, __file__, "--calls", folder, "--entry", entry]
+            environment = {**os.environ, "FASTKL_TIER": tier, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"valgrind failed on the tier {tier}:\n{done.stderr}")
+            # A file for each time that the entry was left, numbered from 1; the last one is of the end of the program.
+            files = [Path(folder, f"call.{i}") for i in range(1, len(cases) + 1)]
+            if not files[-1].exists() or Path(folder, f"call.{len(cases) + 2}").exists():
+                seen = len(list(Path(folder).glob("call.*")))
+                raise SystemExit(f"valgrind saw {seen} calls of {symbol}, not {len(cases)}")
+            totals = [int(re.search(r"^totals: (\d+)", file.read_text(), re.MULTILINE)[1]) for file in files]
+        for (name, shape, dtype), total in zip(cases, totals, strict=True):
+            assert total, f"{name} counts nothing"
+            counts[f"{name} {shape_name(shape)} {dtype}"] = float(f"{total / (shape[0] * shape[1]):.4g}")
+    return counts
 
 
 def compare(counts: dict[str, dict[str, float]], table: dict[str, dict[str, float]]) -> list[str]:
@@ -102,9 +110,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="hold the kernels' instruction counts to a table")
     parser.add_argument("--write", action="store_true", help="make these counts the table's")
     parser.add_argument("--calls", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--entry", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.calls:
-        call_all(options.calls)
+        call_all(options.calls, options.entry)
         return 0
     if not shutil.which("valgrind"):
         print("SKIPPED: valgrind is not installed")
