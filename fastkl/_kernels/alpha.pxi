@@ -761,18 +761,10 @@ def of_order(int measure, bint double_precision, tuple operands, mask, out, int 
         o.b = 0
     # Beyond, exp((alpha - 1) x) would lose digits that the result has.
     o.tops = measure == RENYI and 2.0 ** 20 < alpha < INFINITY
-    plan.op = ALPHA_OF_ONE if len(operands) == 1 else ALPHA_OF_TWO
+    start_plan(plan, ALPHA_OF_ONE if len(operands) == 1 else ALPHA_OF_TWO, first, n_inner)
     plan.operands = <int>len(operands)
     plan.has_mask = mask is not None
-    plan.has_labels = plan.has_ignored = plan.has_sign = plan.flat_out = plan.exponential = False
     plan.scale = scale
-    plan.rows = plan.classes = 1
-    for d in range(n_outer):
-        plan.outer_shape[d] = cnp.PyArray_DIM(first, d)
-        plan.rows *= plan.outer_shape[d]
-    for d in range(n_inner):
-        plan.inner_shape[d] = cnp.PyArray_DIM(first, n_outer + d)
-        plan.classes *= plan.inner_shape[d]
     for k in range(plan.operands):
         d = plan.operands - 1 - k if o.swapped else k
         set_operand(&plan.operand[k], operands[d], n_outer, n_inner)
@@ -793,8 +785,6 @@ def of_order(int measure, bint double_precision, tuple operands, mask, out, int 
     plan.n_inner = merge_axes(n_inner, plan.inner_shape, inner, arrays)
     for k in range(plan.operands):
         settle_direct(plan, &plan.operand[k], FK_F64, 8)
-    plan.first_row = 0
-    plan.last_row = plan.rows
     with nogil:
         kind = cpu.kind_of(plan.op, double_precision, plan.classes)
         threads = cpu.enter(kind, threads, asked, nbytes)

@@ -65,6 +65,34 @@ cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t i
                 and (plan.n_inner == 0 or (plan.n_inner == 1 and a.inner[0] == itemsize)))
 
 
+cdef void start_plan(Plan* plan, int op, cnp.ndarray like, int n_inner):
+    """A plan of one operation over arrays of the shape of `like`, the n_inner reduced axes last, that asks for nothing else
+    yet: what is not set after this is off."""
+    cdef int d, n_outer = cnp.PyArray_NDIM(like) - n_inner
+    plan.op = op
+    plan.given = plan.has_mask = plan.has_labels = plan.has_sign = plan.has_ignored = False
+    plan.stream = plan.normalize = plan.exponential = plan.flat_out = False
+    plan.ignored = 0
+    plan.scale = 1
+    plan.weight = 0.5
+    plan.points = plan.split = 0
+    plan.order = NULL
+    plan.gaps = NULL
+    plan.kept = 0
+    plan.bad_row = -1
+    plan.bad_label = 0
+    plan.lock = 0
+    plan.rows = plan.classes = 1
+    for d in range(n_outer):
+        plan.outer_shape[d] = cnp.PyArray_DIM(like, d)
+        plan.rows *= plan.outer_shape[d]
+    for d in range(n_inner):
+        plan.inner_shape[d] = cnp.PyArray_DIM(like, n_outer + d)
+        plan.classes *= plan.inner_shape[d]
+    plan.first_row = 0
+    plan.last_row = plan.rows
+
+
 def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, int n_inner, double scale, ignored,
         bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads, bint asked, double nbytes,
         double weight=0.5, bint normalize=False, tuple given=None, bint exponential=False, order=None, gaps=None,
@@ -89,7 +117,7 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     cdef int storage = FK_F64 if double_precision else FK_F32
     cdef Py_ssize_t itemsize = 8 if double_precision else 4
     n_outer = cnp.PyArray_NDIM(first) - n_inner
-    plan.op = op
+    start_plan(&plan, op, first, n_inner)
     plan.operands = <int>len(operands)
     plan.has_mask = mask is not None
     plan.has_labels = labels is not None
@@ -100,23 +128,10 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     plan.weight = weight
     plan.normalize = normalize
     plan.exponential = exponential
-    plan.order = NULL
-    plan.gaps = NULL
     plan.split = split
     plan.stream = stream
     plan.flat_out = flat_out
     plan.given = given is not None and op >= ENTROPY
-    plan.kept = 0
-    plan.bad_row = -1
-    plan.bad_label = 0
-    plan.lock = 0
-    plan.rows = plan.classes = 1
-    for d in range(n_outer):
-        plan.outer_shape[d] = cnp.PyArray_DIM(first, d)
-        plan.rows *= plan.outer_shape[d]
-    for d in range(n_inner):
-        plan.inner_shape[d] = cnp.PyArray_DIM(first, n_outer + d)
-        plan.classes *= plan.inner_shape[d]
     for k in range(plan.operands):
         set_operand(&plan.operand[k], operands[k], n_outer, n_inner)
         if given is not None:
@@ -159,7 +174,8 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
             places = order
             plan.order = &places[0]
     plan.first_row = first_row
-    plan.last_row = plan.rows if last_row < 0 else last_row
+    if last_row >= 0:
+        plan.last_row = last_row
     with nogil:
         kind = cpu.kind_of(op, double_precision, plan.classes)
         threads = cpu.enter(kind, threads, asked, nbytes)
@@ -188,18 +204,12 @@ def check_labels(cnp.ndarray labels, Py_ssize_t classes, ignored):
     cdef Plan plan
     cdef Py_ssize_t* strides = plan.labels.outer
     cdef Py_ssize_t row
-    cdef int d, n_outer = cnp.PyArray_NDIM(labels)
+    cdef int n_outer = cnp.PyArray_NDIM(labels)
+    start_plan(&plan, SOFTMAX_CROSS_ENTROPY, labels, 0)
     set_operand(&plan.labels, labels, n_outer, 0)
     plan.classes = classes
     plan.has_ignored = ignored is not None
     plan.ignored = 0 if ignored is None else ignored
-    plan.bad_row = -1
-    plan.bad_label = 0
-    plan.lock = 0
-    plan.rows = 1
-    for d in range(n_outer):
-        plan.outer_shape[d] = cnp.PyArray_DIM(labels, d)
-        plan.rows *= plan.outer_shape[d]
     plan.n_outer = merge_axes(n_outer, plan.outer_shape, &strides, 1)
     with nogil:
         for row in range(plan.rows):

@@ -60,7 +60,6 @@ cdef struct Plan:
     bint given                      # takes given.pxi's way
     bint has_mask
     bint has_labels
-    bint has_out
     bint has_sign
     bint stream                     # the output leaves the last-level cache: store it non-temporally
     bint has_ignored

@@ -687,18 +687,9 @@ def score(bint double_precision, bint single, tuple operands, labels, tuple prob
     cdef cnp.ndarray first = operands[0]
     cdef Plan* plan = &sc.plan
     n_outer = cnp.PyArray_NDIM(first) - 1
-    plan.op = LOGSUMEXP
+    start_plan(plan, LOGSUMEXP, first, 1)
     plan.operands = <int>len(operands)
-    plan.has_mask = plan.has_ignored = False
     plan.has_labels = labels is not None
-    plan.bad_row = -1
-    plan.bad_label = 0
-    plan.lock = 0
-    plan.rows = 1
-    for d in range(n_outer):
-        plan.outer_shape[d] = cnp.PyArray_DIM(first, d)
-        plan.rows *= plan.outer_shape[d]
-    plan.inner_shape[0] = plan.classes = cnp.PyArray_DIM(first, n_outer)
     for j in range(plan.operands):
         set_operand(&plan.operand[j], operands[j], n_outer, 1)
         outer[outers] = plan.operand[j].outer
@@ -714,8 +705,6 @@ def score(bint double_precision, bint single, tuple operands, labels, tuple prob
     plan.n_inner = merge_axes(1, plan.inner_shape, inner, plan.operands)
     for j in range(plan.operands):
         settle_direct(plan, &plan.operand[j], FK_F64 if double_precision else FK_F32, 8 if double_precision else 4)
-    plan.first_row = 0
-    plan.last_row = plan.rows
     sc.single = single
     sc.lse = <char*>column_of(columns, "lse")
     sc.label_loss = <char*>column_of(columns, "loss")
