@@ -1,4 +1,4 @@
-"""The right answers, to 240 bits, and how far from them a result may be.
+"""The right answers, to 240 bits or more, and how far from them a result may be.
 
 Each function takes one row as it is stored (its very floats, converted exactly) and returns mpmath numbers. Below them
 are the rows that the tests draw: awkward ones, fresh in every run.
@@ -391,6 +391,21 @@ def probabilities_of(operation: Operation, arguments: Sequence[Any]) -> list[Any
     return rows
 
 
+def bits_for(operation: Operation, arguments: Sequence[Any]) -> int:
+    """Return how many bits one of registry.FORMS takes: 240, and as many more as its rows' numbers are apart.
+
+    A logit far above the others may have a probability of 1 - 2^-200, whose log has 40 good bits out of 240.
+    """
+    bits = mp.prec
+    for operand, row in zip(operation.operands, plain(arguments), strict=True):
+        if operand in ("p", "q"):
+            logs = [math.log2(v) for v in row if v > 0]
+        else:
+            logs = [v / math.log(2) for v in row if v > -math.inf]
+        bits += int(max(logs, default=0.0) - min(logs, default=0.0))
+    return bits
+
+
 def function_of(operation: Operation) -> Any:
     """Return what one of registry.FORMS is of probabilities."""
     options = {"weight", "kind"} & set(operation.keywords)
@@ -409,10 +424,11 @@ def all_scaled(operation: Operation) -> bool:
 def exact(operation: Operation, arguments: Sequence[Any]) -> list[Any]:
     """Return what the operation is of one row: one number, or one per element."""
     if operation in FORMS:
-        rows = probabilities_of(operation, arguments)
-        if operation.function == "kl_divergence" and all_scaled(operation):
-            return [generalized_kl(*rows)]     # of 1 - 1e-320, 240 bits keep 1
-        return [function_of(operation)(*rows)]
+        with mp.workprec(bits_for(operation, arguments)):
+            rows = probabilities_of(operation, arguments)
+            if operation.function == "kl_divergence" and all_scaled(operation):
+                return [generalized_kl(*rows)]     # p - q of each class is far below p
+            return [function_of(operation)(*rows)]
     value = EXACT[operation.id](*plain(arguments))
     return value if operation.returns == "element" else [value]
 
@@ -432,9 +448,10 @@ def allowed(operation: Operation, arguments: Sequence[Any], right: Sequence[Any]
     """
     finfo = np.finfo(dtype)
     rounding, tiny, eps = mp.mpf(float(finfo.smallest_subnormal)) / 2, float(finfo.tiny), float(finfo.eps)
-    if operation in FORMS and operation.budget.scale != "relative+d/2":
-        arguments = probabilities_of(operation, arguments)
-    units = units_of(operation, plain(arguments), right, dtype, tiny)
+    with mp.workprec(bits_for(operation, arguments) if operation in FORMS else mp.prec):
+        if operation in FORMS and operation.budget.scale != "relative+d/2":
+            arguments = probabilities_of(operation, arguments)
+        units = units_of(operation, plain(arguments), right, dtype, tiny)
     return [eps * u + (rounding if abs(r) < tiny else 0) for u, r in zip(units, right, strict=True)]
 
 
