@@ -13,7 +13,6 @@ from . import _args, _kernels
 from ._args import FLOAT64, Array
 from ._threads import threads_for
 
-_GIVEN = ("probs", "log_probs", "logits")
 _RENYI, _TSALLIS, _AMARI = range(3)  # as alpha.pxi numbers them
 
 Given = str | tuple[str, str]
@@ -457,39 +456,16 @@ def _order(alpha: Any, least: float, most: float) -> float:
     return order
 
 
-def _pair(value: Any, name: str, operands: int) -> tuple[Any, ...]:
-    """One for each operand, from one for all or a pair."""
-    if operands == 1 or not isinstance(value, (tuple, list)):
-        return (value,) * operands
-    if len(value) != 2:
-        raise ValueError(f"{name} takes one for both or a pair, for p and q, not {value!r}")
-    return tuple(value)
-
-
-def _divisor(temperature: Any, given: str) -> float:
-    """The temperature of an operand, which only logits have."""
-    if isinstance(temperature, (bool, np.bool_)) or not isinstance(temperature, (int, float, np.integer, np.floating)):
-        raise TypeError(f"temperature takes a positive number, not {temperature!r}")
-    number = float(temperature)
-    if not 0 < number < math.inf:
-        raise ValueError(f"temperature takes a positive finite number, not {temperature!r}")
-    if number != 1 and given != "logits":
-        raise ValueError(f"temperature takes 1 for {given}, not {temperature!r}: only logits are divided by it")
-    return number
-
-
 def _per_row(
     measure: int, operands: Sequence[ArrayLike], names: Sequence[str], alpha: float, given: Any, temperature: Any,
     axis: Axis, base: float | None, normalize: bool, where: ArrayLike | None, keepdims: bool, out: Array | None,
     n_threads: int | None,
 ) -> Any:  # fmt: skip
     """Run one of them, from the arguments as they are given."""
-    count = len(operands)
-    forms = [_args.choice(one, "given", _GIVEN) for one in _pair(given, "given", count)]
-    divisors = [_divisor(t, form) for t, form in zip(_pair(temperature, "temperature", count), forms, strict=True)]
     scale = _args.log_scale(base)
     inputs = [_args.as_array(a, name) for a, name in zip(operands, names, strict=True)]
     dtype = _args.result_dtype(*inputs)
+    forms = _args.forms(given, temperature, normalize, inputs, names) or ((False, False, 1.0),) * len(inputs)
     arrays = _args.broadcast(inputs, names)
     first = arrays[0]
     axes = _args.reduced_axes(axis, first.ndim)
@@ -497,12 +473,11 @@ def _per_row(
     kept = tuple([n for i, n in enumerate(first.shape) if i not in axes])
     shape = tuple([1 if i in axes else n for i, n in enumerate(first.shape)]) if keepdims else kept
     result = _args.output_for(out, shape, dtype, [*inputs, mask], in_place=False)
-    nbytes = count * first.size * dtype.itemsize
+    nbytes = len(arrays) * first.size * dtype.itemsize
     _kernels.active.of_order(
         measure, dtype is FLOAT64, tuple([_args.axes_last(a, axes) for a in arrays]),
         None if mask is None else _args.axes_last(mask, axes), _args.without(result, axes if keepdims else ()),
-        len(axes), alpha, tuple([form != "probs" for form in forms]),
-        tuple([normalize or form == "logits" for form in forms]), tuple(divisors), scale,
-        threads_for(n_threads, nbytes), n_threads is not None, nbytes,
+        len(axes), alpha, *zip(*forms, strict=True), scale, threads_for(n_threads, nbytes), n_threads is not None,
+        nbytes,
     )  # fmt: skip
     return result if out is not None or result.ndim else result[()]

@@ -351,8 +351,8 @@ def test_forms_that_are_none() -> None:
             fk.renyi_entropy(p, 2, given="logits", temperature=temperature)
     with pytest.raises(TypeError, match="temperature takes a positive number"):
         fk.renyi_entropy(p, 2, given="logits", temperature="2")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="temperature takes 1 for probs"):
+    with pytest.raises(ValueError, match="temperature=2 for p, which holds probs: only logits have one"):
         fk.renyi_entropy(p, 2, temperature=2)
-    with pytest.raises(ValueError, match="temperature takes 1 for log_probs"):
+    with pytest.raises(ValueError, match="temperature=2 for q, which holds log_probs: only logits have one"):
         fk.alpha_divergence(p, p, 2, given=("logits", "log_probs"), temperature=(2, 2))
     assert fk.alpha_divergence(p, p, 2, given=("logits", "log_probs"), temperature=(2, 1)) >= 0
