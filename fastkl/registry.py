@@ -53,7 +53,8 @@ class Budget:
         abs(result), or if larger the smaller of alpha D + abs(sum(p - q)), D being the alpha divergence, and
         sum(p) / abs(alpha - 1): plain Tsallis divergence is a difference of these. For Renyi's both are over sum(p).
     ``mixed``
-        abs(result) + sum(abs(p * dterm/dp) * (1 + abs(log(p)))): each probability changed by its log's rounding.
+        abs(result) + sum(abs(p * dterm/dp) * (1 + abs(log(p)))): each probability changed by its log's rounding. Of a
+        root or a log of the sum, times its derivative.
     ``transport``
         abs(result), at least eps times the distance from the first point to the last: of rows that are proportional but
         for their rounding, what dividing by the sums leaves.
@@ -204,6 +205,7 @@ def _form(function: str, operands: tuple[str, ...], budget: Budget, **keywords: 
 
 
 _RELATIVE, _LOGS, _MIXED = Budget(32, 32, "relative"), Budget(4, 4, "logs"), Budget(8, 8, "mixed")
+_OF_SUMS = ("js_distance", "hellinger_distance", "bhattacharyya_distance")
 _TERMS = ("js_divergence", "jeffreys_divergence", "total_variation", "chi2_divergence", "triangular_discrimination")
 
 #: The same operations of log-probabilities, logits and mixed pairs; in a table of their own, for a few sizes and
@@ -229,7 +231,8 @@ FORMS: tuple[Operation, ...] = (
     _form("generalized_kl", ("p", "log_q"), Budget(8, 8, "logs")),
     *(_form(name, ("x", "y"), _RELATIVE) for name in (*_TERMS, "js_distance", "hellinger_distance")),
     *(_form(name, ("log_p", "log_q"), _RELATIVE) for name in (*_TERMS, "hellinger_distance")),
-    *(_form(name, ("p", "y"), _MIXED) for name in _TERMS),
+    *(_form(name, ("p", "y"), _MIXED) for name in (*_TERMS, *_OF_SUMS)),
+    *(_form(name, ("log_p", "y"), _MIXED) for name in _OF_SUMS),
     _form("js_divergence", ("x", "y"), _RELATIVE, weight=0.3),
     _form("chi2_divergence", ("x", "q"), _MIXED, kind="neyman"),
     _form("bhattacharyya_distance", ("x", "y"), _RELATIVE),

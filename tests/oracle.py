@@ -161,10 +161,15 @@ def hellinger_square(p: Sequence[float], q: Sequence[float]) -> Any:
     return mp.fsum(((u - v) / (mp.sqrt(u) + mp.sqrt(v))) ** 2 for u, v in numbers(p, q)) / 2
 
 
+def overlap(p: Sequence[float], q: Sequence[float]) -> Any:
+    """sum(sqrt(p q))."""
+    return mp.fsum(mp.sqrt(u * v) for u, v in numbers(p, q))
+
+
 def bhattacharyya_distance(p: Sequence[float], q: Sequence[float]) -> Any:
     """-log(sum(sqrt(p q)))."""
-    overlap = mp.fsum(mp.sqrt(u * v) for u, v in numbers(p, q))
-    return -mp.log(overlap) if overlap else INF
+    shared = overlap(p, q)
+    return -mp.log(shared) if shared else INF
 
 
 def bhattacharyya_normalized(p: Sequence[float], q: Sequence[float]) -> Any:
@@ -438,6 +443,14 @@ def plain(arguments: Sequence[Any]) -> list[Any]:
     return [v.astype(np.float64).tolist() if isinstance(v, np.ndarray) else v for v in arguments]
 
 
+#: Divergences that are a function of a sum of terms: that sum, and how much the result changes with it.
+MADE_OF_A_SUM = {
+    "js_distance": (js_divergence, lambda result: 1 / (2 * result)),
+    "hellinger_distance": (hellinger_square, lambda result: 1 / (2 * result)),
+    "bhattacharyya_distance": (overlap, lambda result: mp.exp(result)),
+}
+
+
 # The error allowed ------------------------------------------------------------------------------------------------
 
 
@@ -511,13 +524,15 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
         case "order":
             return max(unit_of_order(operation, *x, right), SMALLEST_DIVERGENCE[dtype])
         case "mixed":
-            # The terms' derivatives, by a change that is far below their digits and far above the oracle's.
-            change, function, total = mp.mpf(10) ** -30, function_of(operation), abs(right)
+            # The terms' derivatives, by a change that is far below their digits and far above the oracle's; then that of
+            # what is made of the sum of terms.
+            change, total = mp.mpf(10) ** -30, mp.mpf(0)
+            function, outer = MADE_OF_A_SUM.get(operation.function, (function_of(operation), lambda result: 1))
             for u, v in zip(*x, strict=True):
                 if u:
                     slope = (function([u * (1 + change)], [v]) - function([u], [v])) / change
                     total += abs(slope) * (1 + abs(mp.log(u)))
-            return total
+            return abs(right) + (total * outer(right) if right else 0)
         case "kl":
             return generalized_kl(*x) + abs(mp.fsum(mp.mpf(u) - mp.mpf(v) for u, v in zip(*x, strict=True)))
         case "overlap":
