@@ -355,12 +355,18 @@ cdef void read_score_labels(Score* sc, Py_ssize_t row, Py_ssize_t rows, Sums* re
     """The labels of some rows, and their numbers as given and as logits."""
     cdef Py_ssize_t i
     cdef real x
+    cdef const char* place
     for i in range(TILE):
         given[i] = INFINITY      # nothing exceeds it
         rest.index[i] = NO_LABEL
     for i in range(rows if sc.plan.has_labels else 0):
         rest.index[i] = read_label(&sc.plan, row + i)
         rest.label[i] = 0
+        if rest.index[i] >= 0 and in_place(sc, 0):
+            # All at once: each is far from the others, and in the small pages of a mapped file its address is, too.
+            place = <const char*>row_pointer(&sc.plan, &sc.plan.operand[0], row + i)
+            fk_prefetch(place, rest.index[i] * sizeof(real), 1)
+    for i in range(rows if sc.plan.has_labels else 0):
         if rest.index[i] >= 0 and (sc.loss or sc.rank != NULL):
             fetch[real](&sc.plan, &sc.plan.operand[0], row + i, 1, rest.index[i], 1, &x, 1, 1, <real>-INFINITY)
             rest.label[i] = logit(sc, 0, x)
