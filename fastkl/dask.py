@@ -15,10 +15,12 @@ A task uses one thread unless ``n_threads`` says otherwise: it is the scheduler 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +28,6 @@ import fastkl as fk
 
 from . import _args, _kernels, rows
 from ._args import FLOAT64, Array
-from ._call import per_row
 from ._threads import threads_for
 
 try:
@@ -35,18 +36,39 @@ except ImportError:
     raise ImportError("fastkl.dask needs Dask: pip install fastkl[dask]") from None
 
 __all__ = [
+    "alpha_divergence",
+    "bhattacharyya_distance",
+    "binary_cross_entropy",
+    "chi2_divergence",
     "cross_entropy",
     "entropy",
+    "f_divergence",
     "generalized_kl",
+    "hellinger_distance",
+    "jeffreys_divergence",
+    "js_distance",
+    "js_divergence",
     "kl_divergence",
     "log_softmax",
+    "logcumsumexp",
     "logsumexp",
+    "perplexity",
+    "renyi_divergence",
+    "renyi_entropy",
     "score",
     "softmax",
     "softmax_cross_entropy",
+    "total_variation",
+    "triangular_discrimination",
+    "tsallis_divergence",
+    "tsallis_entropy",
+    "wasserstein_1d",
 ]
 
 Axis = int | Sequence[int] | None
+
+#: Options that are arrays with a number for each class.
+POINTS = ("x",)
 
 
 # The public functions ---------------------------------------------------------------------------------------------
@@ -121,91 +143,6 @@ def logsumexp(
     merged = call.merged(_weighted, _merge_weighted, 2)
     value = call.finished(partial(_log_of_weighted, signed=return_sign), merged, keepdims)
     return (value, call.finished(_sign_of_weighted, merged, keepdims)) if return_sign else value
-
-
-def softmax(x: Any, *, axis: Axis = -1, where: Any = None, n_threads: int | None = 1) -> Any:
-    r"""Softmax of each row, ``exp(x) / sum(exp(x))``: `fastkl.softmax` over Dask arrays.
-
-    Parameters
-    ----------
-    x : dask.array.Array or array_like
-        Logits of any shape and chunks; the rows lie along `axis`.
-    axis : int, tuple of ints or None
-        The axes that make a row; None for all.
-    where : dask.array.Array or array_like of bool, optional
-        False marks an element as absent: its result is 0.
-    n_threads : int, optional
-        Threads of each task; None lets the size of its chunk decide.
-
-    Returns
-    -------
-    dask.array.Array
-        Probabilities, of the shape and chunks of `x`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `fastkl.softmax`, at the call.
-
-    Notes
-    -----
-    Domain and accuracy: those of `fastkl.softmax`. The bits are the same if the reduced axes are one chunk each; else
-    the last ones may depend on their chunks, and each chunk of `x` is read twice, with a float64 copy of it in memory.
-
-    References
-    ----------
-    Milakov, Gimelshein (2018), as for `logsumexp`.
-
-    Examples
-    --------
-    >>> import dask.array as da
-    >>> import fastkl.dask
-    >>> fastkl.dask.softmax(da.zeros((2, 8), chunks=(1, 4))).compute()[0, 0].item()
-    0.125
-    """
-    return _Call({"x": x}, axis, where, n_threads).per_element(fk.softmax, _softmax_of_state)
-
-
-def log_softmax(x: Any, *, axis: Axis = -1, where: Any = None, n_threads: int | None = 1) -> Any:
-    r"""Log of the softmax of each row, ``x - log(sum(exp(x)))``: `fastkl.log_softmax` over Dask arrays.
-
-    Parameters
-    ----------
-    x : dask.array.Array or array_like
-        Logits of any shape and chunks; the rows lie along `axis`.
-    axis : int, tuple of ints or None
-        The axes that make a row; None for all.
-    where : dask.array.Array or array_like of bool, optional
-        False marks an element as absent: its result is 0.
-    n_threads : int, optional
-        Threads of each task; None lets the size of its chunk decide.
-
-    Returns
-    -------
-    dask.array.Array
-        Log-probabilities in nats, of the shape and chunks of `x`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `fastkl.log_softmax`, at the call.
-
-    Notes
-    -----
-    Domain and accuracy: those of `fastkl.log_softmax`; bits and memory as for `softmax`.
-
-    References
-    ----------
-    Milakov, Gimelshein (2018), as for `logsumexp`.
-
-    Examples
-    --------
-    >>> import dask.array as da
-    >>> import fastkl.dask
-    >>> fastkl.dask.log_softmax(da.from_array([0.0, -40.0], chunks=1)).compute().tolist()
-    [-4.248354255291589e-18, -40.0]
-    """
-    return _Call({"x": x}, axis, where, n_threads).per_element(fk.log_softmax, _log_softmax_of_state)
 
 
 def softmax_cross_entropy(
@@ -295,272 +232,74 @@ def softmax_cross_entropy(
     if reduction == "none":
         return losses
     kept = classes_of.size if ignore_index is None else (classes_of != ignore_index).sum()
-    total = losses.sum(dtype=FLOAT64)
-    result = da.asarray(total).map_blocks(
-        _reduced, da.asarray(kept), mean=reduction == "mean", empty_mean=float(empty_mean), to=call.dtype,
-        dtype=call.dtype, meta=np.empty((), call.dtype),
-    )  # fmt: skip
+    result = _reduction(losses, kept, reduction, empty_mean, call.dtype)
     return result.reshape((1,) * len(call.shape)) if keepdims else result
 
 
-def entropy(
+def binary_cross_entropy(
     p: Any,
+    y: Any,
     *,
     given: str = "probs",
-    axis: Axis = -1,
-    base: float | None = None,
+    reduction: str = "none",
+    empty_mean: float = math.nan,
     where: Any = None,
-    keepdims: bool = False,
     n_threads: int | None = 1,
 ) -> Any:
-    r"""Entropy of each row, ``-sum(p * log(p))``: `fastkl.entropy` over Dask arrays.
+    r"""Cross-entropy of each yes-or-no prediction against its label: `fastkl.binary_cross_entropy` over Dask arrays.
 
     Parameters
     ----------
     p : dask.array.Array or array_like
-        Probabilities (or, with ``given="logits"``, real numbers whose softmax they are); the rows lie along `axis`.
+        Probabilities of yes (or logits), of any shape and chunks.
+    y : dask.array.Array or array_like
+        Labels: 0 or 1, of any type, or shares between them; broadcast against `p`.
     given : {"probs", "logits"}
         What `p` holds.
-    axis : int, tuple of ints or None
-        The axes that make a row; None for all.
-    base : float, optional
-        Unit of the result: 2 for bits; None for nats.
+    reduction : {"none", "mean", "sum"}
+        One loss per element, or their mean over the elements not masked out, or their sum.
+    empty_mean : float
+        The mean over no elements.
     where : dask.array.Array or array_like of bool, optional
-        False marks an element as absent; broadcast to `p`.
-    keepdims : bool
-        Keep the reduced axes with length 1.
+        False marks an element as absent: its loss is 0, and it does not count in the mean.
     n_threads : int, optional
         Threads of each task; None lets the size of its chunk decide.
 
     Returns
     -------
     dask.array.Array
-        One number per row.
+        In nats.
 
     Raises
     ------
     TypeError, ValueError
-        As `fastkl.entropy`, at the call.
+        As `fastkl.binary_cross_entropy`, at the call.
 
     Notes
     -----
-    Domain and accuracy: those of `fastkl.entropy`. The bits are the same if the reduced axes are one chunk each; else
-    the last ones may depend on their chunks. From logits in pieces it is the chain rule, H = H(w) + sum(w * H(piece)),
-    w being the shares of the pieces.
+    Domain and accuracy: those of `fastkl.binary_cross_entropy`. Elements stand alone: their bits are the same in any
+    chunks. A reduction adds the rounded losses in float64, and its last bits may depend on the chunks.
 
     References
     ----------
-    C. E. Shannon, "A mathematical theory of communication", Bell System Technical Journal 27 (1948).
+    C. M. Bishop, "Pattern Recognition and Machine Learning" (2006), section 4.3.2.
 
     Examples
     --------
     >>> import dask.array as da
     >>> import fastkl.dask
-    >>> fastkl.dask.entropy(da.full((2, 8), 0.125, chunks=(1, 4)), base=2).compute().round(4).tolist()
-    [3.0, 3.0]
+    >>> x = da.from_array([40.0, -40.0, 0.0], chunks=2)
+    >>> [f"{loss:.6g}" for loss in fastkl.dask.binary_cross_entropy(x, [1, 1, 0], given="logits").compute()]
+    ['4.24835e-18', '40', '0.693147']
     """
-    given = _args.choice(given, "given", ("probs", "logits"))
-    scale = _args.log_scale(base)
-    call = _Call({"p": p}, axis, where, n_threads)
-    if call.whole:
-        return call.per_row(partial(_of_rows, function=fk.entropy, keywords={"given": given, "base": base}), keepdims)
-    if given == "probs":
-        return call.summed(_kernels.ENTROPY, keepdims, scale)
-    merged = call.merged(partial(_exponentials, entropies=True), _merge_entropies, 3)
-    return call.finished(partial(_entropy_of_state, scale=scale), merged, keepdims)
-
-
-def cross_entropy(
-    p: Any,
-    q: Any,
-    *,
-    axis: Axis = -1,
-    base: float | None = None,
-    where: Any = None,
-    keepdims: bool = False,
-    n_threads: int | None = 1,
-) -> Any:
-    r"""Cross-entropy of each pair of rows, ``-sum(p * log(q))``: `fastkl.cross_entropy` over Dask arrays.
-
-    Parameters
-    ----------
-    p, q : dask.array.Array or array_like
-        Probabilities; broadcast against each other.
-    axis : int, tuple of ints or None
-        The axes that make a row; None for all.
-    base : float, optional
-        Unit of the result: 2 for bits; None for nats.
-    where : dask.array.Array or array_like of bool, optional
-        False marks a pair as absent.
-    keepdims : bool
-        Keep the reduced axes with length 1.
-    n_threads : int, optional
-        Threads of each task; None lets the size of its chunk decide.
-
-    Returns
-    -------
-    dask.array.Array
-        One number per row.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `fastkl.cross_entropy`, at the call.
-
-    Notes
-    -----
-    Domain and accuracy: those of `fastkl.cross_entropy`. The bits are the same if the reduced axes are one chunk each;
-    else the last ones may depend on their chunks.
-
-    References
-    ----------
-    T. M. Cover, J. A. Thomas, "Elements of Information Theory", 2nd ed. (2006).
-
-    Examples
-    --------
-    >>> import dask.array as da
-    >>> import fastkl.dask
-    >>> p = da.full((2, 8), 0.125, chunks=(1, 4))
-    >>> fastkl.dask.cross_entropy(p, p, base=2).compute().round(4).tolist()
-    [3.0, 3.0]
-    """
-    scale = _args.log_scale(base)
-    call = _Call({"p": p, "q": q}, axis, where, n_threads)
-    if call.whole:
-        return call.per_row(partial(_of_rows, function=fk.cross_entropy, keywords={"base": base}), keepdims)
-    return call.summed(_kernels.CROSS_ENTROPY, keepdims, scale)
-
-
-def kl_divergence(
-    p: Any,
-    q: Any,
-    *,
-    axis: Axis = -1,
-    base: float | None = None,
-    normalize: bool = False,
-    where: Any = None,
-    keepdims: bool = False,
-    n_threads: int | None = 1,
-) -> Any:
-    r"""Kullback-Leibler divergence of each pair of rows: `fastkl.kl_divergence` over Dask arrays.
-
-    Parameters
-    ----------
-    p, q : dask.array.Array or array_like
-        Probabilities; broadcast against each other.
-    axis : int, tuple of ints or None
-        The axes that make a row; None for all.
-    base : float, optional
-        Unit of the result: 2 for bits; None for nats.
-    normalize : bool
-        Divide p and q by their sums first.
-    where : dask.array.Array or array_like of bool, optional
-        False marks a pair as absent.
-    keepdims : bool
-        Keep the reduced axes with length 1.
-    n_threads : int, optional
-        Threads of each task; None lets the size of its chunk decide.
-
-    Returns
-    -------
-    dask.array.Array
-        ``sum(p * log(p / q))``, one number per row.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `fastkl.kl_divergence`, at the call.
-
-    Notes
-    -----
-    Domain and accuracy: those of `fastkl.kl_divergence`. The bits are the same if the reduced axes are one chunk each;
-    else the last ones may depend on their chunks. In pieces the plain divergence is the sum of its terms p log(p/q) - p
-    + q, all >= 0, and of p - q; with `normalize` it is the chain rule, the divergence of the pieces' shares and the
-    mean of the pieces' own. Those sums of p and q are taken as pairs of doubles, which needs copies of a chunk.
-
-    References
-    ----------
-    S. Kullback, R. A. Leibler, "On information and sufficiency", Annals of Mathematical Statistics 22 (1951).
-
-    Examples
-    --------
-    >>> import dask.array as da
-    >>> import fastkl.dask
-    >>> p, q = da.from_array([0.1, 0.9], chunks=1), da.from_array([0.2, 0.8], chunks=1)
-    >>> float(fastkl.dask.kl_divergence(p, q).compute().round(4))
-    0.0367
-    """
-    scale = _args.log_scale(base)
-    call = _Call({"p": p, "q": q}, axis, where, n_threads)
-    if call.whole:
-        keywords = {"base": base, "normalize": bool(normalize)}
-        return call.per_row(partial(_of_rows, function=fk.kl_divergence, keywords=keywords), keepdims)
-    if normalize:
-        merged = call.merged(_normalized, _merge_normalized, 5)
-        return call.finished(partial(_kl_of_shares, scale=scale), merged, keepdims)
-    merged = call.merged(_terms_and_difference, _merge_terms_and_difference, 3)
-    return call.finished(partial(_kl_of_state, scale=scale), merged, keepdims)
-
-
-def generalized_kl(
-    p: Any,
-    q: Any,
-    *,
-    axis: Axis = -1,
-    base: float | None = None,
-    where: Any = None,
-    keepdims: bool = False,
-    n_threads: int | None = 1,
-) -> Any:
-    r"""Generalized KL divergence of each pair of rows: `fastkl.generalized_kl` over Dask arrays.
-
-    Parameters
-    ----------
-    p, q : dask.array.Array or array_like
-        Non-negative numbers, which need not sum to 1; broadcast against each other.
-    axis : int, tuple of ints or None
-        The axes that make a row; None for all.
-    base : float, optional
-        Unit of the result: 2 for bits; None for nats.
-    where : dask.array.Array or array_like of bool, optional
-        False marks a pair as absent.
-    keepdims : bool
-        Keep the reduced axes with length 1.
-    n_threads : int, optional
-        Threads of each task; None lets the size of its chunk decide.
-
-    Returns
-    -------
-    dask.array.Array
-        ``sum(p * log(p / q) - p + q)``, one number per row, never negative.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `fastkl.generalized_kl`, at the call.
-
-    Notes
-    -----
-    Domain and accuracy: those of `fastkl.generalized_kl`. The bits are the same if the reduced axes are one chunk each;
-    else the last ones may depend on their chunks.
-
-    References
-    ----------
-    I. Csiszar, "Why least squares and maximum entropy?", Annals of Statistics 19 (1991).
-
-    Examples
-    --------
-    >>> import dask.array as da
-    >>> import fastkl.dask
-    >>> p, q = da.from_array([1.0, 2.0], chunks=1), da.from_array([2.0, 2.0], chunks=1)
-    >>> float(fastkl.dask.generalized_kl(p, q).compute().round(4))
-    0.3069
-    """
-    scale = _args.log_scale(base)
-    call = _Call({"p": p, "q": q}, axis, where, n_threads)
-    if call.whole:
-        return call.per_row(partial(_of_rows, function=fk.generalized_kl, keywords={"base": base}), keepdims)
-    return call.summed(_kernels.GENERALIZED_KL, keepdims, scale)
+    reduction = _args.choice(reduction, "reduction", ("none", "mean", "sum"))
+    call = _Call({"p": p, "y": y}, (), where, n_threads)
+    call.try_on(fk.binary_cross_entropy, {"given": given})
+    losses = call.per_element(partial(_of_elements, function=partial(fk.binary_cross_entropy, given=given)))
+    if reduction == "none":
+        return losses
+    kept = da.broadcast_to(call.arrays[-1], losses.shape).sum() if call.masked else losses.size
+    return _reduction(losses, kept, reduction, empty_mean, call.dtype)
 
 
 def score(
@@ -745,18 +484,23 @@ class _Call:
         more = tuple(array[..., None] for array in more)
         return self._map(function, (merged, *more), chunks, self.dtype, drop_axis=[*dropped, self.ndim])
 
-    def summed(self, op: int, keepdims: bool, scale: float) -> Any:
-        """A result per row that is a sum over its elements."""
-        return self.finished(partial(_first, scale=scale), self.merged(partial(_sums, op=op), _merge_sums, 1), keepdims)
+    def per_element(self, function: Callable[..., Any], *states: Any) -> Any:
+        """A result per element, which the function takes after the numbers of the states of its row."""
+        function = partial(function, masked=self.masked)
+        return self._map(function, (*states, *self.arrays), self.chunks, self.dtype)
 
-    def per_element(self, function: Callable[..., Any], finish: Callable[..., Any]) -> Any:
-        """A result per element."""
-        if self.whole:
-            function = partial(_of_elements, function=function, masked=self.masked)
-            return self._map(function, self.arrays, self.chunks, self.dtype)
-        merged = self.merged(_exponentials, _merge_exponentials, 2)
-        function = partial(_finish_elements, finish=finish, masked=self.masked, dtype=self.dtype)
-        return self._map(function, (merged[..., 0], merged[..., 1], *self.arrays), self.chunks, self.dtype)
+    def try_on(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        """Call the function of NumPy arrays on no rows: what is wrong with its options is told, and its type."""
+
+        def nothing(array: Any) -> Array:
+            """As many classes as there are where rows are whole, which costs no memory; else one."""
+            places = zip(range(self.ndim - array.ndim, self.ndim), _like(array).shape, strict=True)
+            shape = [n if n == 1 or (i in self.axes and self.whole) else int(i in self.axes) for i, n in places]
+            return np.broadcast_to(np.zeros((), array.dtype), shape)
+
+        options = options if self.whole else {name: value for name, value in options.items() if name not in POINTS}
+        how = {} if function is fk.binary_cross_entropy else {"axis": _axis(self.axes)}
+        self.dtype = np.asarray(function(*map(nothing, self.arrays[: self.operands]), **how, **options)).dtype
 
 
 def _split(blocks: Sequence[Array], masked: bool) -> tuple[Sequence[Array], Array | None]:
@@ -772,7 +516,12 @@ def _of_rows(
     axes: tuple[int, ...], n_threads: int | None,
 ) -> Any:  # fmt: skip
     operands, mask = _split(blocks, masked)
-    return function(*operands, axis=axes, where=mask, keepdims=keepdims, n_threads=n_threads, **keywords)
+    return function(*operands, axis=_axis(axes), where=mask, keepdims=keepdims, n_threads=n_threads, **keywords)
+
+
+def _axis(axes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """Return axes as they are passed on: a function may take one only."""
+    return axes[0] if len(axes) == 1 else axes
 
 
 def _logsumexp_of_rows(
@@ -793,8 +542,8 @@ def _logsumexp_of_rows(
 def _of_elements(
     *blocks: Array, function: Callable[..., Any], masked: bool, axes: tuple[int, ...], n_threads: int | None
 ) -> Any:
-    (x,), mask = _split(blocks, masked)
-    return function(x, axis=axes, where=mask, n_threads=n_threads)
+    operands, mask = _split(blocks, masked)
+    return function(*operands, where=mask, n_threads=n_threads, **({"axis": axes} if axes else {}))
 
 
 def _losses_of_rows(
@@ -832,6 +581,14 @@ def _scores_of_rows(
     for name, column in fk.score(x, labels, reference, n_threads=n_threads, **keywords).items():
         table[name] = column
     return table
+
+
+def _reduction(losses: Any, kept: Any, reduction: str, empty_mean: float, dtype: Any) -> Any:
+    """The mean or the sum of losses, of which so many count."""
+    return da.asarray(losses.sum(dtype=FLOAT64)).map_blocks(
+        _reduced, da.asarray(kept), mean=reduction == "mean", empty_mean=float(empty_mean), to=dtype, dtype=dtype,
+        meta=np.empty((), dtype),
+    )  # fmt: skip
 
 
 def _reduced(total: Array, kept: Array, *, mean: bool, empty_mean: float, to: Any) -> Array:
@@ -895,16 +652,27 @@ def _finish(
     return value if keepdims else np.squeeze(value, axes)
 
 
-def _first(value: Array, *_: Array, scale: float) -> Array:
-    return value * scale
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
-# Sums of terms: entropy, cross-entropy, generalized KL
-
-
-def _sums(*lasts: Array, op: int, masked: bool, n_threads: int | None, place: Any) -> Any:
+def _of_wide(
+    function: Callable[..., Any], lasts: Sequence[Array], masked: bool, n_threads: int | None, **keywords: Any
+) -> Any:
+    """What a function gives of a block in float64, whatever its type."""
     operands, mask = _split(lasts, masked)
-    return (per_row(op, operands, ("p", "q"), -1, mask, n_threads=n_threads, dtype=FLOAT64),)
+    wide = [operand.astype(FLOAT64, copy=False) for operand in operands]
+    return function(*wide, where=mask, n_threads=n_threads, **keywords)
+
+
+# Sums of terms, or functions of such a sum
+
+
+def _sums(
+    *lasts: Array, function: Callable[..., Any], keywords: Mapping[str, Any], into: Callable[..., Any], masked: bool,
+    n_threads: int | None, place: Any,
+) -> Any:  # fmt: skip
+    return (into(_of_wide(function, lasts, masked, n_threads, **keywords)),)
 
 
 def _merge_sums(value: Array) -> Any:
@@ -962,8 +730,8 @@ def _merge_entropies(m: Array, r: Array, h: Array) -> Sequence[Array]:
     return largest, others, fk.entropy(u, given="logits", n_threads=1) + (fk.softmax(u, n_threads=1) * h).sum(-1)
 
 
-def _entropy_of_state(m: Array, r: Array, h: Array, scale: float) -> Array:
-    return np.where(np.isfinite(m), h * scale, np.nan)
+def _entropy_of_state(m: Array, r: Array, h: Array, scale: float, back: Callable[..., Any]) -> Array:
+    return np.where(np.isfinite(m), back(h * scale), np.nan)
 
 
 def _finish_elements(
@@ -1026,11 +794,9 @@ def _loss_of_state(m: Array, r: Array, own: Array, labels: Array, ignore_index: 
 
 
 def _weighted(*lasts: Array, masked: bool, n_threads: int | None, place: Any) -> Sequence[Array]:
-    operands, mask = _split(lasts, masked)
-    value, sign = per_row(
-        _kernels.WEIGHTED_LOGSUMEXP, operands, ("x", "b"), -1, mask, n_threads=n_threads, signed=True, dtype=FLOAT64
-    )
-    return value, sign
+    x, b, *mask = lasts
+    state: Sequence[Array] = _of_wide(fk.logsumexp, (x, *mask), masked, n_threads, b=b, return_sign=True)
+    return state
 
 
 def _merge_weighted(value: Array, sign: Array) -> Sequence[Array]:
@@ -1051,7 +817,7 @@ def _sign_of_weighted(value: Array, sign: Array) -> Array:
 
 
 def _terms_and_difference(*lasts: Array, masked: bool, n_threads: int | None, place: Any) -> Sequence[Array]:
-    (terms,) = _sums(*lasts, op=_kernels.GENERALIZED_KL, masked=masked, n_threads=n_threads, place=place)
+    terms = _of_wide(fk.generalized_kl, lasts, masked, n_threads)
     (p, q), mask = _split(lasts, masked)
     difference = np.subtract(p, q, dtype=FLOAT64)
     return (terms, *_sum_in_pairs(difference if mask is None else np.where(mask, difference, 0.0)))
@@ -1093,7 +859,7 @@ def _normalized(*lasts: Array, masked: bool, n_threads: int | None, place: Any) 
     operands, mask = _split(lasts, masked)
     p, q = np.broadcast_arrays(*operands)
     mask = np.broadcast_to(True if mask is None else mask, p.shape)
-    own = per_row(_kernels.KL_NORMALIZED, (p, q), ("p", "q"), -1, mask, n_threads=n_threads, dtype=FLOAT64)
+    own = _of_wide(fk.kl_divergence, (p, q, mask), True, n_threads, normalize=True)
     sums: list[Array] = []
     for operand in (p, q):
         sums += _sum_in_pairs(np.where(mask, operand.astype(FLOAT64), 0.0))
@@ -1101,10 +867,7 @@ def _normalized(*lasts: Array, masked: bool, n_threads: int | None, place: Any) 
     empty = (sums[0] == 0) | (sums[2] == 0)
     if empty.any():
         own = np.array(own)
-        terms = per_row(
-            _kernels.GENERALIZED_KL, (p[empty], q[empty]), ("p", "q"), -1, mask[empty], n_threads=n_threads,
-            dtype=FLOAT64,
-        )  # fmt: skip
+        terms = _of_wide(fk.generalized_kl, (p[empty], q[empty], mask[empty]), True, n_threads)
         own[empty] = np.where(np.isnan(terms), np.nan, 0.0)
     return (own, *sums)
 
@@ -1158,3 +921,171 @@ def _gap(u: Array) -> Any:
     for power in range(37, 1, -2):    # to 1e-18 of the whole
         series = (series + 1 / power) * square
     return u * w - 2 * w * series    # u - 2 w = u w
+
+
+# The functions that are made of those of NumPy arrays -------------------------------------------------------------
+#
+# Each maps blocks of whole rows. One that can do more is told what it does with rows in pieces.
+
+
+class _Pieces(NamedTuple):
+    """What is done with rows in pieces: by a function, which gives None where the options need whole rows; in words."""
+
+    made: Callable[..., Any]
+    note: str
+
+
+def _added(
+    call: _Call, function: Callable[..., Any], options: Mapping[str, Any], keepdims: bool,
+    into: Callable[..., Any] = _as_it_is, back: Callable[..., Any] = _as_it_is,
+) -> Any:  # fmt: skip
+    """Pieces of rows whose terms add up, once `into` makes terms of what the function gives of a piece."""
+    given = options.get("given", "probs")
+    if options.get("normalize") or "logits" in ([given] if isinstance(given, str) else given):
+        return None
+    state = partial(_sums, function=function, keywords=dict(options), into=into)
+    return call.finished(back, call.merged(state, _merge_sums, 1), keepdims)
+
+
+def _entropies(
+    call: _Call, function: Callable[..., Any], options: Mapping[str, Any], keepdims: bool,
+    back: Callable[..., Any] = _as_it_is,
+) -> Any:  # fmt: skip
+    if options["given"] != "logits":
+        return _added(call, fk.entropy, options, keepdims, back=back)
+    if options["temperature"] != 1:
+        return None
+    finish = partial(_entropy_of_state, scale=_args.log_scale(options.get("base")), back=back)
+    return call.finished(finish, call.merged(partial(_exponentials, entropies=True), _merge_entropies, 3), keepdims)
+
+
+def _divergences(call: _Call, function: Callable[..., Any], options: Mapping[str, Any], keepdims: bool) -> Any:
+    if options["given"] not in ("probs", ("probs", "probs"), ["probs", "probs"]):
+        return None
+    scale = _args.log_scale(options["base"])
+    if options["normalize"]:
+        merged = call.merged(_normalized, _merge_normalized, 5)
+        return call.finished(partial(_kl_of_shares, scale=scale), merged, keepdims)
+    merged = call.merged(_terms_and_difference, _merge_terms_and_difference, 3)
+    return call.finished(partial(_kl_of_state, scale=scale), merged, keepdims)
+
+
+def _elements(
+    call: _Call, function: Callable[..., Any], options: Mapping[str, Any], keepdims: Any, finish: Callable[..., Any]
+) -> Any:
+    merged = call.merged(_exponentials, _merge_exponentials, 2)
+    return call.per_element(
+        partial(_finish_elements, finish=finish, dtype=call.dtype), merged[..., 0], merged[..., 1]
+    )
+
+
+def _over_dask(
+    function: Callable[..., Any], example: str, right: str, pieces: _Pieces | None = None, *,
+    without: Sequence[str] = ("out",),
+) -> Callable[..., Any]:  # fmt: skip
+    """The function over Dask arrays: the same parameters but `without`, and what it says of itself by its docstring."""
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in without]
+    parameters = [p.replace(default=1) if p.name == "n_threads" else p for p in parameters]
+    signature = inspect.Signature(parameters)
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in ("p", "q", "x", "y")]
+
+    def over_dask(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        operands = {name: options.pop(name) for name in names}
+        axis, where, keepdims = options.pop("axis"), options.pop("where"), options.pop("keepdims", None)
+        call = _Call(operands, axis, where, options.pop("n_threads"))
+        call.try_on(function, options)
+        if call.whole and keepdims is None:
+            return call.per_element(partial(_of_elements, function=function))
+        if call.whole:
+            return call.per_row(partial(_of_rows, function=function, keywords=options), keepdims)
+        result = None if pieces is None else pieces.made(call, function, options, keepdims)
+        if result is None:
+            which = "" if pieces is None else " with these options"
+            raise ValueError(
+                f"{function.__name__}{which} needs whole rows, but an axis that makes them has several chunks: call "
+                f"{names[0]}.rechunk({{-1: -1}})"
+            )
+        return result
+
+    over_dask.__name__ = over_dask.__qualname__ = function.__name__
+    note = "Rows in pieces are refused." if pieces is None else pieces.note
+    over_dask.__doc__ = _documented(function, without, example, right, note)
+    over_dask.__signature__ = signature  # type: ignore[attr-defined]
+    return over_dask
+
+
+def _documented(function: Callable[..., Any], without: Sequence[str], example: str, right: str, note: str) -> str:
+    """The docstring of a function of NumPy arrays, told of Dask's."""
+    if function.__doc__ is None:    # python -OO
+        return ""
+    name = function.__name__
+    head, *rest = re.split(r"\n\n(?=[A-Z]\w+\n-{3,}\n)", inspect.cleandoc(function.__doc__))
+    sections = {section.split("\n", 1)[0]: section for section in rest}
+    items = re.split(r"\n(?=\w[\w, ]* : )", sections["Parameters"])
+    items = [item for item in items if item.split(" : ")[0] not in (*without, "n_threads")]
+    items.append("n_threads : int, optional\n    Threads of each task; None lets the size of its chunk decide.")
+    made, shown = {
+        "x": ("x = da.from_array([0.0, 0.0, -40.0])", "[-1]"),
+        "p": ("p = da.from_array([0.5, 0.25, 0.25])", ""),
+        "p, q": ("p, q = da.from_array([0.5, 0.5, 0.0]), da.from_array([0.25, 0.25, 0.5])", ""),
+    }[", ".join(n for n in example.split(", ") if len(n) == 1)]
+    raised = f"As `fastkl.{name}`, at the call; ValueError also for rows in pieces where they are refused."
+    parts = (
+        head.split("\n\n")[0],
+        f"`fastkl.{name}` over Dask arrays: lazy, a task for each block of rows.",
+        "\n".join(items).replace(" : array_like", " : dask.array.Array or array_like"),
+        f"Returns\n-------\ndask.array.Array\n    As `fastkl.{name}` gives it.",
+        f"Raises\n------\nTypeError, ValueError\n    {raised}",
+        f"Notes\n-----\nDomain and accuracy: those of `fastkl.{name}`; where rows are whole, the bits too.\n{note}",
+        sections["References"],
+        f"Examples\n--------\n>>> import dask.array as da\n>>> import fastkl.dask\n>>> {made}\n"
+        f">>> f\"{{fastkl.dask.{name}({example}).compute(){shown}:.6g}}\"\n'{right}'",
+    )
+    return "\n\n".join(parts)
+
+
+_SUM = """\
+Rows in pieces are the sums of their pieces, taken in float64 (with a copy of a chunk of another type). Those that are
+divided by their sums, as of logits, are refused. The last bits may depend on the pieces."""
+_sum = _Pieces(_added, _SUM)
+_root_of_sum = _Pieces(partial(_added, into=np.square, back=np.sqrt), _SUM)
+_CHAIN = f"""\
+{_SUM} But logits at temperature 1 are
+taken, by the chain rule: H = H(w) + sum(w * H(piece)), w being the shares of the pieces."""
+_chain = _Pieces(_entropies, _CHAIN)
+_exp_of_chain = _Pieces(partial(_entropies, back=np.exp), _CHAIN)
+_pairs = _Pieces(_divergences, """\
+Rows of probabilities may be in pieces: plain it is the sum of the terms p log(p/q) - p + q, all >= 0, and of p - q;
+with `normalize` the divergence of the pieces' shares and the mean of the pieces' own. Those sums are pairs of doubles,
+which needs copies of a chunk. The last bits may depend on the pieces.""")
+_TWICE = """\
+Rows in pieces are read twice, with a float64 copy of each chunk in memory. The last bits may depend on the pieces."""
+
+softmax = _over_dask(fk.softmax, "x", "2.12418e-18", _Pieces(partial(_elements, finish=_softmax_of_state), _TWICE))
+log_softmax = _over_dask(
+    fk.log_softmax, "x", "-40.6931", _Pieces(partial(_elements, finish=_log_softmax_of_state), _TWICE)
+)
+logcumsumexp = _over_dask(fk.logcumsumexp, "x", "0.693147")
+entropy = _over_dask(fk.entropy, "p, base=2", "1.5", _chain)
+perplexity = _over_dask(fk.perplexity, "p", "2.82843", _exp_of_chain)
+renyi_entropy = _over_dask(fk.renyi_entropy, "p, 2.0", "0.980829")
+tsallis_entropy = _over_dask(fk.tsallis_entropy, "p, 2.0", "0.625", _sum)
+cross_entropy = _over_dask(fk.cross_entropy, "p, q", "1.38629", _sum)
+kl_divergence = _over_dask(fk.kl_divergence, "p, q, base=2", "1", _pairs)
+generalized_kl = _over_dask(fk.generalized_kl, "p, q", "0.693147", _sum)
+js_divergence = _over_dask(fk.js_divergence, "p, q, base=2", "0.311278", _sum)
+js_distance = _over_dask(fk.js_distance, "p, q", "0.464501", _root_of_sum)
+jeffreys_divergence = _over_dask(fk.jeffreys_divergence, "p, q, where=[True, True, False]", "0.346574", _sum)
+hellinger_distance = _over_dask(fk.hellinger_distance, "p, q", "0.541196", _root_of_sum)
+bhattacharyya_distance = _over_dask(fk.bhattacharyya_distance, "p, q", "0.346574")
+total_variation = _over_dask(fk.total_variation, "p, q", "0.5", _sum)
+chi2_divergence = _over_dask(fk.chi2_divergence, "p, q", "1", _sum)
+triangular_discrimination = _over_dask(fk.triangular_discrimination, "p, q", "0.666667", _sum)
+renyi_divergence = _over_dask(fk.renyi_divergence, "p, q, 2.0", "0.693147")
+tsallis_divergence = _over_dask(fk.tsallis_divergence, "p, q, 2.0", "1")
+alpha_divergence = _over_dask(fk.alpha_divergence, "p, q, 0.5", "1.17157", _sum)
+f_divergence = _over_dask(fk.f_divergence, "p, q, 'kl'", "0.693147")
+wasserstein_1d = _over_dask(fk.wasserstein_1d, "p, q", "0.75", without=("out", "y"))

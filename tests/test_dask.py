@@ -5,6 +5,7 @@ The tests that lose a worker draw their moment, and are repeated FASTKL_REPEATS 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ from test_edges import EDGES, check, edge_id, padded
 import fastkl as fk
 from fastkl.batch import InputError, score_files
 from fastkl.batch.command import main
-from fastkl.registry import DOMINANT_LOGSUMEXP, OPERATIONS, Operation
+from fastkl.registry import DOMINANT_LOGSUMEXP, FORMS, OPERATIONS, Operation
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
@@ -37,7 +38,37 @@ from fastkl.batch.cluster import Cluster  # noqa: E402
 
 REPEATS = range(int(os.environ.get("FASTKL_REPEATS", "2")))
 OFFERED = [operation for operation in OPERATIONS if operation.function in fd.__all__]
-operations = pytest.mark.parametrize("operation", OFFERED, ids=lambda operation: operation.id)
+
+#: What rows in pieces are taken for: by a state of their own, and as sums of terms where nothing is normalized.
+BY_STATES = ("logsumexp", "softmax", "log_softmax", "softmax_cross_entropy", "entropy", "kl_divergence", "perplexity")
+BY_SUMS = (
+    "alpha_divergence", "chi2_divergence", "cross_entropy", "generalized_kl", "hellinger_distance",
+    "jeffreys_divergence", "js_distance", "js_divergence", "total_variation", "triangular_discrimination",
+    "tsallis_entropy",
+)  # fmt: skip
+
+
+def in_pieces(function: str, keywords: Any) -> bool:
+    """Whether the function takes rows in pieces with these options."""
+    given = keywords.get("given", "probs")
+    words = {given} if isinstance(given, str) else set(given)
+    if function in ("entropy", "perplexity"):
+        return keywords.get("temperature", 1) == 1 and ("logits" in words or not keywords.get("normalize"))
+    if function == "kl_divergence":
+        return words == {"probs"}
+    return function in BY_STATES or (
+        function in BY_SUMS and not keywords.get("normalize") and words <= {"probs", "log_probs"}
+    )
+
+
+def each(chosen: Any) -> Any:
+    """Parametrize a test by operations."""
+    return pytest.mark.parametrize("operation", chosen, ids=lambda operation: operation.id)
+
+
+operations = each(OFFERED)
+in_states = each([one for one in OFFERED if one.function in BY_STATES and in_pieces(one.function, one.keywords)])
+in_sums = each([one for one in OFFERED if one.function in BY_SUMS and in_pieces(one.function, one.keywords)])
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 INF = np.inf
 
@@ -91,17 +122,21 @@ def test_axes_masks_and_bases(operation: Operation, rng: np.random.Generator) ->
     mask = rng.random((5, 8)) < 0.8
     keywords: list[dict[str, Any]] = [{"axis": -1, "where": mask}]
     if "labels" not in operation.operands:
-        keywords += [{"axis": axis, "where": mask} for axis in (0, (0, 2), None, 1)]
+        keywords += [{"axis": axis, "where": mask} for axis in (0, (0, 2), None)]
     for how in keywords:
         for keepdims in (False, True) if operation.returns == "row" else (None,):
             options = how if keepdims is None else {**how, "keepdims": keepdims}
-            if operation.domain == "probabilities":
+            if oracle.takes(operation, "base"):
                 options = {**options, "base": 2}
             right = oracle.evaluate(fk, operation, arrays, **options)
             axis = how["axis"]
             reduced = range(3) if axis is None else [a % 3 for a in np.atleast_1d(axis)]
             whole = tuple(-1 if i in reduced else 2 for i in range(3))
-            lazily = {**options, "where": da.from_array(mask, chunks=3)}
+            lazily = {**options, "where": mask}
+            assert_same(oracle.evaluate(fd, operation, [lazy(a, whole) for a in arrays], **lazily), right)
+            if not in_pieces(operation.function, operation.keywords):
+                continue
+            lazily["where"] = da.from_array(mask, chunks=3)
             pieces = oracle.evaluate(fd, operation, [lazy(a, (2, 2, 3)) for a in arrays], **lazily)
             assert (pieces.shape, pieces.dtype) == (np.shape(right), right.dtype)
             slack = 1e-7
@@ -109,8 +144,78 @@ def test_axes_masks_and_bases(operation: Operation, rng: np.random.Generator) ->
                 terms = fk.generalized_kl(*arrays, **options)
                 slack += 16 * np.finfo("float32").eps * float(np.max(terms + np.abs(right - terms)))
             np.testing.assert_allclose(pieces.compute(), right, rtol=3e-6, atol=slack)
-            lazily["where"] = mask
-            assert_same(oracle.evaluate(fd, operation, [lazy(a, whole) for a in arrays], **lazily), right)
+
+
+@each([one for one in FORMS if one.function in fd.__all__])
+def test_what_the_rows_are_given_by(operation: Operation, rng: np.random.Generator) -> None:
+    """Logs and logits, mixed pairs too: whole rows have the bits of NumPy; in pieces they are right or refused."""
+    logits = 2 * rng.normal(size=(2, 7, 30))
+    kinds = {"x": logits[0], "y": logits[1], "p": fk.softmax(logits[0]), "q": fk.softmax(logits[1])}
+    kinds |= {"log_p": fk.log_softmax(logits[0]), "log_q": fk.log_softmax(logits[1])}
+    arrays = [kinds[operand].astype("float32") for operand in operation.operands]
+    right = oracle.evaluate(fk, operation, arrays)
+    assert_same(oracle.evaluate(fd, operation, [lazy(a, (3, -1)) for a in arrays]), right)
+    pieces = [lazy(a, (3, 8)) for a in arrays]
+    if in_pieces(operation.function, operation.keywords):
+        np.testing.assert_allclose(oracle.evaluate(fd, operation, pieces).compute(), right, rtol=2e-6)
+    else:
+        with pytest.raises(ValueError, match=rf"{operation.function}.* needs whole rows.*rechunk"):
+            oracle.evaluate(fd, operation, pieces)
+
+
+def test_every_function_of_rows_is_offered() -> None:
+    """All that is public, but what is no function of rows; with the same parameters, but no `out`."""
+    apart = {"Scores", "build_info", "get_num_threads", "set_num_threads", "variational_bound"}
+    assert sorted(fd.__all__) == sorted(set(fk.__all__) - apart)
+    for name in fd.__all__:
+        theirs, ours = (inspect.signature(getattr(module, name)).parameters for module in (fk, fd))
+        assert set(theirs) - set(ours) <= {"out", "y"}, name
+        assert ours["n_threads"].default == 1
+        told = getattr(fd, name).__doc__
+        assert all(f"{part}\n---" in inspect.cleandoc(told) for part in ("Parameters", "Returns", "Raises", "Notes"))
+        assert "out :" not in told
+
+
+def test_rows_that_cannot_be_cut_are_refused() -> None:
+    p = da.full((4, 6), 1 / 6, chunks=(2, 3))
+    for name in fd.__all__:
+        options = [p] * (2 if "q" in inspect.signature(getattr(fd, name)).parameters else 1)
+        options += [2.0] if name.startswith(("renyi", "alpha", "tsallis")) else ["kl"] if name[0] == "f" else []
+        if name in ("binary_cross_entropy", "softmax_cross_entropy") or in_pieces(name, {}):
+            continue
+        with pytest.raises(ValueError, match=r"needs whole rows.*rechunk\(\{-1: -1\}\)"):
+            getattr(fd, name)(*options)
+
+
+def test_points_and_generators(rng: np.random.Generator) -> None:
+    p, q = rng.uniform(0.1, 1, (2, 7, 3, 10))
+    x = rng.normal(size=10)
+    right = fk.wasserstein_1d(p, q, x=x, normalize=True)
+    assert_same(fd.wasserstein_1d(lazy(p, (2, 2, -1)), q, x=x, normalize=True), right)
+    right = fk.wasserstein_1d(p.swapaxes(1, 2), q.swapaxes(1, 2), x=x, axis=1)
+    assert_same(fd.wasserstein_1d(lazy(p.swapaxes(1, 2), (2, -1, 2)), q.swapaxes(1, 2), x=x, axis=1), right)
+    with pytest.raises(ValueError, match="x has"):
+        fd.wasserstein_1d(lazy(p, (2, 2, -1)), q, x=x[1:])
+    assert_same(fd.f_divergence(lazy(p, (2, 2, -1)), q, np.square, f_at_0=0.0), fk.f_divergence(p, q, np.square))
+
+
+@pytest.mark.parametrize("given", ["probs", "logits"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_binary_cross_entropy(given: str, dtype: str, rng: np.random.Generator) -> None:
+    p = rng.uniform(0.01, 0.99, (7, 5)).astype(dtype)
+    y, mask = rng.integers(2, size=5), rng.random((7, 1)) < 0.7
+    chunked = da.from_array(p, chunks=(3, 2))
+    for where in (None, mask, da.from_array(mask, chunks=2)):
+        right = fk.binary_cross_entropy(p, y, given=given, where=where if where is None else mask)
+        assert_same(fd.binary_cross_entropy(chunked, y, given=given, where=where), right)
+        for reduction in ("mean", "sum"):
+            options = {"given": given, "reduction": reduction}
+            right = fk.binary_cross_entropy(p, y, where=None if where is None else mask, **options)
+            got = fd.binary_cross_entropy(chunked, y, where=where, **options)
+            assert (got.dtype, got.shape) == (dtype, ())
+            np.testing.assert_allclose(got.compute(), right, rtol=1e-6)
+    with pytest.raises(ValueError, match="given takes"):
+        fd.binary_cross_entropy(chunked, y, given="odds")
 
 
 @pytest.mark.parametrize("function", ["kl_divergence", "cross_entropy", "generalized_kl"])
@@ -136,8 +241,20 @@ def test_one_q_against_all(function: str, cut: int, rng: np.random.Generator) ->
 
 @pytest.mark.parametrize(("size", "cut"), [(2, 1), (10, (1, 4, 5)), (100, 7), (1000, 300)], ids=str)
 @dtypes
-@operations
+@in_states
 def test_budget_in_pieces(operation: Operation, dtype: str, size: int, cut: Any, rng: np.random.Generator) -> None:
+    check_budget(operation, dtype, size, cut, rng)
+
+
+@pytest.mark.parametrize(("size", "cut"), [(10, (1, 4, 5)), (100, 7)], ids=str)
+@dtypes
+@in_sums
+def test_budget_of_sums(operation: Operation, dtype: str, size: int, cut: Any, rng: np.random.Generator) -> None:
+    check_budget(operation, dtype, size, cut, rng)
+
+
+def check_budget(operation: Operation, dtype: str, size: int, cut: Any, rng: np.random.Generator) -> None:
+    """Compare rows in pieces with the oracle."""
     drawn = oracle.rows_for(operation, size, dtype, rng)
     if size == 1000:
         drawn = [drawn[i] for i in rng.permutation(len(drawn))[:4]]  # the oracle takes its time
@@ -171,14 +288,19 @@ def test_losses_down_to_the_smallest(dtype: str, rng: np.random.Generator) -> No
     assert_within_budget(got, rows, dtype)
 
 
-@pytest.mark.parametrize("cut", [1, 30])
-@dtypes
-@pytest.mark.parametrize("edge", [edge for edge in EDGES if edge[0] in fd.__all__], ids=edge_id)
+EDGES_IN_PIECES = [e for e in EDGES if e[1][0] and isinstance(e[1][0], list) and in_pieces(e[0], e[2])]
+KINDS = [(dtype, cut) for dtype in ("float32", "float64") for cut in (1, 30)]
+
+
+@pytest.mark.parametrize(
+    ("edge", "dtype", "cut"),
+    # Of sums there is less to go wrong.
+    [(edge, *kind) for edge in EDGES_IN_PIECES for kind in (KINDS if edge[0] in BY_STATES else KINDS[2:3])],
+    ids=lambda value: edge_id(value) if isinstance(value, tuple) else str(value),
+)
 def test_edge_in_pieces(edge: Any, dtype: str, cut: int) -> None:
     """What a call means where the formula does not say, of a row whose every piece may be one element."""
     function, arguments, keywords, expected = edge
-    if not isinstance(arguments[0], list) or not arguments[0]:
-        pytest.skip("a row of nothing cannot be cut")
     logits = function in ("logsumexp", "softmax", "log_softmax", "softmax_cross_entropy") or "given" in keywords
     width = 40 if cut == 30 else 0
     arrays = [padded(v, -INF if logits else 0.0, width, dtype) for v in arguments]
@@ -247,6 +369,12 @@ def test_what_is_refused_at_the_call() -> None:
         fd.entropy(x, given="odds")
     with pytest.raises(ValueError, match="base takes"):
         fd.entropy(x, base=1)
+    with pytest.raises(ValueError, match="temperature"):
+        fd.js_divergence(x, x, temperature=2.0)
+    with pytest.raises(ValueError, match="alpha takes"):
+        fd.renyi_entropy(x, -1.0)
+    with pytest.raises(TypeError, match="missing a required argument: 'q'"):
+        fd.js_divergence(x)
     with pytest.raises(TypeError, match="where takes booleans"):
         fd.entropy(x, where=np.zeros(6))
     with pytest.raises(ValueError, match="labels has shape"):
