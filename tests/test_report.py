@@ -175,7 +175,7 @@ def test_what_others_wrote_is_text(tmp_path):
         (summary_of(40, 3, labels=False, reference=True), "Furthest from the reference", "Worst"),
         (summary_of(40, 1), "Mean loss", "Most surprising rows</h1>"),
         (summary_of(40, 26), "Calibration", "Confusion"),
-        (summary_of(40, 2), "have an infinite loss", "KL"),
+        (summary_of(40, 2), "1 row has an infinite loss", "KL"),
         (Summary(rows=3, classes=2, invalid=3), "3 rows hold no distribution", "<svg"),
     ],
     ids=["none", "entropies", "divergences", "one class", "many classes", "infinite", "invalid"],

@@ -87,7 +87,8 @@ td.number, th.number { text-align: right; white-space: nowrap; }
   .summary th { min-width: 0; }
   .summary td:last-child, .summary th:last-child { display: none; }
   .summary table { width: 100%%; }
-  .rows td, .rows th { padding-right: .8rem; font-size: .9rem; }
+  .rows td, .rows th { padding-right: .35rem; font-size: .75rem; }
+  .rows th.number { white-space: normal; vertical-align: bottom; }
 }
 @media print {
   :root { color-scheme: light; %(light)s }
@@ -387,7 +388,7 @@ def draw_confusion(axes: Axes, confusion: Any, names: Sequence[str]) -> None:
         axes.add_patch(cell)
         text = compact(int(confusion[true, predicted]))
         size = min(9, 150 / classes / max(2, 0.8 * len(text)))
-        light = LIGHT["paper"] if share > 0.45 else LIGHT["ink"]
+        light = LIGHT["paper"] if share > 0.75 else LIGHT["ink"]
         axes.annotate(text, (predicted, true), ha="center", va="center", fontsize=size, color=light)
     axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true", aspect="equal")
     labels = [literal(name if len(name) <= 16 else name[:15] + "…") for name in names]
@@ -505,32 +506,34 @@ def warnings(summary: Summary, set_aside: Sequence[tuple[str, str]]) -> list[str
     if set_aside:
         files = "".join(f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in set_aside)
         said.append(f'<div class="warning"><strong>{len(set_aside):,} not scored.</strong><ul>{files}</ul></div>')
-    if summary.invalid:
-        wrong = "" if summary.accuracy is None else " They count as wrong."
-        said.append(
-            f'<p class="warning"><strong>{summary.invalid:,} rows hold no distribution</strong> (a NaN, a +inf, or '
-            f"nothing but -inf). They are left out of the means and figures.{wrong}</p>"
-        )
-    if summary.infinite_losses:
-        said.append(
-            f'<p class="warning"><strong>{summary.infinite_losses:,} rows have an infinite loss</strong>: their label '
-            "had probability 0.</p>"
-        )
-    if summary.infinite_kl:
-        said.append(
-            f'<p class="warning"><strong>{summary.infinite_kl:,} rows have an infinite KL</strong>: the model gives '
-            "probability 0 to a class that the reference allows.</p>"
-        )
+    wrong = "" if summary.accuracy is None else ", and counted as wrong"
+    for count, one, many, what, why in (
+        (
+            summary.invalid, "holds", "hold", "no distribution",
+            f" (a NaN, a +inf, or nothing but -inf): left out of the means and figures{wrong}.",
+        ),
+        (summary.infinite_losses, "has", "have", "an infinite loss", ": the label had probability 0."),
+        (
+            summary.infinite_kl, "has", "have", "an infinite KL",
+            ": the model gives probability 0 to a class that the reference allows.",
+        ),
+    ):  # fmt: skip
+        if count:
+            rows = f"{count:,} row{'' if count == 1 else 's'} {one if count == 1 else many}"
+            said.append(f'<p class="warning"><strong>{rows} {what}</strong>{why}</p>')
     return said
 
 
 def summary_table(summary: Summary) -> str:
     """Return every number of the summary, with its meaning."""
+    loss_is = "−log of the label's probability"
+    if summary.weight is not None:
+        loss_is += f", by the rows' weights, {number(summary.weight)} in all"
     told: list[tuple[str, str, str]] = [
         ("Rows", f"{summary.rows:,}", ""),
         ("Invalid rows", f"{summary.invalid:,}", "hold no distribution"),
         ("Classes", f"{summary.classes:,}", ""),
-        ("Mean loss", number(summary.mean_loss), "−log of the label's probability"),
+        ("Mean loss", number(summary.mean_loss), loss_is),
         ("Perplexity", number(summary.perplexity), "exp(mean loss)"),
         ("Mean entropy", number(summary.mean_entropy), "the loss that the model itself expects"),
         ("Accuracy", percent(summary.accuracy), f"{summary.right or 0:,} rows right"),
@@ -543,7 +546,7 @@ def summary_table(summary: Summary) -> str:
     bins = len(summary.calibration)
     told += [
         ("Calibration error", percent(summary.ece), f"expected |accuracy − confidence|, {bins} bins of equal width"),
-        ("Calibration error", percent(summary.ece_equal_mass), f"the same, {bins} bins of equal mass"),
+        ("Calibration error, equal mass", percent(summary.ece_equal_mass), f"the same, {bins} bins of equal mass"),
         ("Brier score", number(summary.brier), "Σ (p − one-hot label)², 0 to 2"),
         ("Brier score of confidence", number(summary.confidence_brier), "(confidence − right)², 0 to 1"),
         ("Mean KL(reference ‖ model)", number(summary.mean_kl), "what the model loses against the reference"),
