@@ -28,15 +28,29 @@ hypothesis.settings.load_profile("fastkl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that run on every tier by themselves: a run under another FASTKL_TIER need not repeat them."""
+    """Mark tests by what they take.
+
+    Those that run on every tier by themselves: a run under another FASTKL_TIER need not repeat them. And those that
+    FASTKL_REPEATS repeats.
+    """
     for item in items:
         if "tier" in getattr(item, "fixturenames", ()):
             item.add_marker("tiers")
+        if "repeat" in getattr(item, "fixturenames", ()):
+            item.add_marker("repeat")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how to repeat this run."""
+    """Say how to repeat this run, and how often the tests that draw their moment were repeated in it."""
     terminalreporter.write_line(f"drawn with FASTKL_TEST_SEED={SEED}")
+    ran = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    repeated = sum("repeat" in report.keywords for report in ran)
+    if repeated:
+        times = os.environ.get("FASTKL_REPEATS", "not set: 1, with workers 2")
+        terminalreporter.write_line(
+            f"{repeated} tests of a kill, a cut, a resumed run or a lost worker drew their moment; each is repeated "
+            f"FASTKL_REPEATS times ({times})"
+        )
 
 
 def generator(name: str) -> np.random.Generator:

@@ -11,6 +11,7 @@ import os
 import pickle
 import pty
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -617,6 +618,7 @@ def test_report_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--resume"], "--resume needs --out"),
         (["--out", "s.txt"], "s.txt: results end in one of .parquet, "),
         (["--out", "s.npz", "--format", "csv"], "its ending asks for npz, --format for csv"),
+        (["--weights", "w.npy"], "weights weigh the losses of the labels, and there are no labels"),
         (["--labels", "no/such.npy"], "no/such.npy: No such file or directory"),
         (["--reference", "r"], "has no 'r' for the reference"),
     ],
@@ -650,3 +652,240 @@ def test_given_and_temperature(tmp_path: Path, given: str, temperature: str, sta
         assert list(columns) == list(whole)
         for name in whole:
             assert columns[name].tobytes() == whole[name].tobytes()
+
+
+# Weights
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "parquet", "arrow"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_weights_of_rows(tmp_path: Path, ending: str, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(0, 2, (1000, 5)).astype(np.float32), rng.integers(0, 5, 1000)
+    w = (10 * rng.random(1000)).astype(dtype)
+    w[:50] = 0
+    x[7] = np.nan
+    x[3, y[3]] = -np.inf    # an infinite loss, which does not count either
+    arrays = {"logits": x, "y": y, "w": w}
+    path, labels, weights = tmp_path / f"x.{ending}", "y", "w"
+    if ending == "npy":
+        labels, weights = f"{tmp_path}/y.npy", f"{tmp_path}/w.npy"
+        for name, array in (("x", x), ("y", y), ("w", w)):
+            np.save(tmp_path / name, array)
+    elif ending == "npz":
+        np.savez(path, **arrays)
+    elif ending == "safetensors":
+        pytest.importorskip("safetensors.numpy").save_file(arrays, path)
+    else:
+        columns = pa.table({"logits": pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 5), "y": y, "w": w})
+        if ending == "parquet":
+            pq.write_table(columns, path, row_group_size=300)
+        else:
+            with pa.ipc.new_file(path, columns.schema) as file:
+                file.write_table(columns, max_chunksize=300)
+    out = tmp_path / "s.npz"
+    command = ["score", str(path), "--labels", labels, "--weights", weights, "--stats", "entropy", "--out", str(out)]
+    assert main([*command, "--chunk", "77", "--threads", "2"]) == 0
+    loss = fk.softmax_cross_entropy(x, y).astype(np.float64)
+    kept = w > 0
+    expected = np.average(loss[kept], weights=w[kept])
+    said = capsys.readouterr().out
+    assert f"mean loss      {expected:.6g} nats, weighted\n" in said
+    assert f"perplexity     {np.exp(expected):.6g}\n" in said
+    with np.load(out) as columns:
+        assert list(columns) == ["entropy"]
+    assert score_files(path, labels, weights=weights).summary.weight == pytest.approx(w[kept].sum(dtype=float))
+
+
+def test_weights_of_shards_and_of_a_resumed_run(tmp_path: Path) -> None:
+    logits = make_shards(tmp_path / "in")
+    rng = np.random.default_rng(9)
+    losses, weights = [], []
+    for name, x in logits.items():
+        path = tmp_path / "weights" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        weights.append(rng.random(len(x)))
+        np.save(path, weights[-1])
+        with np.load(tmp_path / "in" / f"{name}.npz") as held:
+            losses.append(fk.softmax_cross_entropy(x, held["y"]).astype(np.float64))
+    expected = np.average(np.concatenate(losses), weights=np.concatenate(weights))
+    for resume, skipped in ((False, 0), (True, 4)):
+        run = score_files(tmp_path / "in", "y", tmp_path / "out", weights=tmp_path / "weights", resume=resume)
+        assert (run.skipped, run.summary.mean_loss) == (skipped, pytest.approx(expected, rel=1e-12))
+    assert score_files(tmp_path / "in", "y", tmp_path / "out", resume=True).skipped == 0    # with other weights: none
+    with pytest.raises(InputError, match="one file of weights for several shards"):
+        score_files(tmp_path / "in", "y", weights=tmp_path / "weights" / "part-0.npy")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (np.r_[np.ones(299), -1.0], "weight -1.0 in row 299 is not finite and >= 0"),
+        (np.r_[np.ones(150), np.nan, np.ones(149)], "weight nan in row 150 is not finite"),
+        (np.r_[np.inf, np.ones(299)], "weight inf in row 0 is not finite"),
+        (np.ones(299), "has 299 rows of weights, but"),
+        (np.ones((300, 1)), "has shape (300, 1), but weights are 1-d"),
+        (np.ones(300, bool), "holds bool; weights are floats or integers"),
+    ],
+)
+def test_weights_that_are_none(
+    tmp_path: Path, weights: np.ndarray, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((300, 3)))
+    np.save(tmp_path / "y.npy", np.zeros(300, int))
+    np.save(tmp_path / "w.npy", weights)
+    options = ["--labels", f"{tmp_path}/y.npy", "--weights", f"{tmp_path}/w.npy", "--out", f"{tmp_path}/s.npz"]
+    assert main(["score", f"{tmp_path}/x.npy", *options, "--chunk", "100"]) == 2
+    assert f"w.npy: {said}" in capsys.readouterr().err
+    assert not (tmp_path / "s.npz").exists()
+
+
+# What must not be lost
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--report", "x.npy"], "x.npy: is also an input, and would be replaced"),
+        (["--plot", "link.png"], "link.png: is also an input, and would be replaced"),
+        (["--labels", "y.npy", "--report", "y.npy"], "y.npy: is also an input"),
+        (["--report", "r.html", "--plot", "./r.html"], "./r.html: would be written twice"),
+        (["--report", "s.npz", "--out", "s.npz"], "s.npz: would be written twice"),
+        (["--out", "o/", "--report", "o/manifest.json"], "o/manifest.json: would be written twice"),
+        (["--out", "s.npz", "--report", "none/r.html"], "none/r.html: No such file or directory"),
+        (["--out", "o/", "--report", "none/r.html"], "none/r.html: No such file or directory"),
+        (["--report", "."], ".: is a folder"),
+    ],
+)
+def test_what_is_written_besides_is_checked_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((3, 2)))
+    np.save("y.npy", np.zeros(3, int))
+    os.symlink("x.npy", "link.png")
+    before = {name: Path(name).read_bytes() for name in os.listdir()}
+    assert main(["score", "x.npy", *options]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert said in told.err
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+    assert main(["score", "x.npy", "--out", "o/", "--report", "o/r.html"]) == 0
+    assert sorted(os.listdir("o")) == ["manifest.json", "r.html", "x.parquet"]
+
+
+def test_inputs_that_are_nothing_or_there_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    np.save("in/x.npy", np.zeros((3, 2)))
+    os.symlink("..", "in/deep/up")    # leads round and round
+    assert score_files("in/**/*.npy").summary.rows == 3
+    assert score_files("in").summary.rows == 3
+    with pytest.raises(InputError, match="an INPUT without a name"):
+        score_files("")
+    os.symlink("loop.npy", "loop.npy")
+    with pytest.raises(InputError, match=r"loop\.npy: Too many levels of symbolic links"):
+        score_files("loop.npy")
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "parquet", "arrow"])
+def test_names_that_are_no_text(tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / os.fsdecode(b"n\xff")
+    folder.mkdir()
+    path = folder / os.fsdecode(b"x\xfe." + ending.encode())
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    if ending in ("npy", "npz"):
+        with open(path, "wb") as file:
+            np.save(file, x) if ending == "npy" else np.savez(file, logits=x)
+    else:
+        columns = pa.table({"logits": pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 3)})
+        with open(path, "wb") as file:
+            if ending == "parquet":
+                pq.write_table(columns, file)
+            else:
+                with pa.ipc.new_file(file, columns.schema) as arrow:
+                    arrow.write_table(columns)
+    out = folder / "out"
+    for _ in range(2):    # the second finds what the first has done
+        assert main(["score", str(path), "--out", f"{out}/", "--resume"]) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        assert "rows           50\n" in said.out
+    assert len(contents(out)) == 1
+
+
+def test_a_temperature_that_is_none_in_the_type_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 2), np.float32))
+    assert main(["score", str(tmp_path / "x.npy"), "--temperature", "1e-320"]) == 2
+    assert capsys.readouterr().err == (
+        f"fastkl: error: {tmp_path}/x.npy: temperature takes a positive finite number, not 1e-320\n"
+    )
+
+
+def test_lists_that_are_all_null(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"logits": pa.array([None] * 3, pa.list_(pa.float32()))}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="row 0 of 'logits' holds a null"):
+        score_files(tmp_path / "x.parquet")
+
+
+# The program's ends
+
+
+def ended(*arguments: object, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end, with redirections of a shell."""
+    line = " ".join(map(shlex.quote, [*COMMAND, *map(str, arguments)]))
+    return subprocess.run(
+        ["bash", "-c", f"{line} {shell}"], capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "out", "err"),
+    [
+        ("| head -c 5; exit ${PIPESTATUS[0]}", 0, "hand-", ""),
+        (">&-", 0, "", ""),
+        ("> /dev/full", 2, "", "fastkl: error: No space left on device\n"),
+        ("no/such.npy 2> /dev/full", 2, "", ""),
+        ("no/such.npy 2>&-", 2, "", ""),
+    ],
+)
+def test_who_reads_may_leave(shell: str, code: int, out: str, err: str) -> None:
+    """No traceback, no complaint of Python's at exit, no other exit code."""
+    run = ended(shell=shell)
+    assert (run.returncode, run.stdout, run.stderr) == (code, out, err)
+
+
+def test_a_tier_that_is_none(tmp_path: Path) -> None:
+    run = ended(FASTKL_TIER="abacus")
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert run.stderr.startswith("fastkl: error: fastkl has no tier 'abacus' here; this CPU has: ")
+    script = tmp_path / "fastkl"    # as pip installs it
+    script.write_text("import sys\nfrom fastkl.batch.command import main\nsys.exit(main())\n")
+    environment = {**os.environ, "FASTKL_TIER": "abacus"}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=environment)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    run = subprocess.run(
+        [sys.executable, "-c", "import fastkl"], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert run.stderr.splitlines()[-1].startswith("ImportError: fastkl has no tier 'abacus' here")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_twice(tmp_path: Path, number: signal.Signals) -> None:
+    """The second signal must not cut short what the first began: no traceback, nothing half-written."""
+    sparse_file(tmp_path / "x.npy", 10**9, 10)
+    for pause in (0.0, 0.01, 0.1):
+        with started(tmp_path / "x.npy", "--out", tmp_path / "s.parquet") as command:
+            until(lambda: "x.npy" in Path(f"/proc/{command.pid}/maps").read_text(), command)
+            time.sleep(0.2)
+            command.send_signal(number)
+            time.sleep(pause)
+            command.send_signal(number)
+            said = command.communicate(timeout=60)
+        # By the signal itself where the second came while Python was ending; a shell sees the same.
+        assert command.returncode in (128 + number, -number)
+        assert said == ("", "fastkl: interrupted\n" if number == signal.SIGINT else "")
+        assert os.listdir(tmp_path) == ["x.npy"]

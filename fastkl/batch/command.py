@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import fastkl as fk
 from fastkl.batch.readers import InputError
@@ -75,6 +75,9 @@ def arguments() -> argparse.ArgumentParser:
         help="the true classes: a key or column of the INPUT, a file, FILE:KEY, or a folder with a file for each shard",
     )
     read.add_argument("--reference", metavar="R", help="the logits of a reference model, named as --labels are")
+    read.add_argument(
+        "--weights", metavar="W", help="the weights of the rows in the mean loss, named as --labels are; needs labels"
+    )
     read.add_argument(
         "--logits",
         metavar="KEY",
@@ -137,39 +140,39 @@ def described(run: Run, source: str) -> str:
     name = source.encode(errors="backslashreplace").decode()
     lines = [f"{name}: fastkl {build['version']}, {build['tier']}"]
 
-    def tell(what: str, value: Any, form: str = "", more: str = "") -> None:
+    def add(what: str, value: Any, form: str = "", more: str = "") -> None:
         if value is not None:
             lines.append(f"{what:<15}{value:{form}}{more}")
 
     if run.shards + len(run.set_aside) > 1:
         done = f" ({run.skipped} done before)" if run.skipped else ""
-        tell("shards", run.shards, "", done)
-    tell("rows", summary.rows)
-    tell("classes", summary.classes)
-    tell("accuracy", summary.accuracy, ".4f", f" ({summary.right} right)")
+        add("shards", run.shards, "", done)
+    add("rows", summary.rows)
+    add("classes", summary.classes)
+    add("accuracy", summary.accuracy, ".4f", f" ({summary.right} right)")
     for k, share in summary.top_k.items():
         if k > 1:
-            tell(f"top-{k} accuracy", share, ".4f")
-    tell("mean loss", summary.mean_loss, ".6g", " nats")
-    tell("perplexity", summary.perplexity, ".6g")
-    tell("mean entropy", summary.mean_entropy, ".6g", " nats")
-    tell("calibration", summary.ece, ".4f", " expected error")
-    tell("Brier score", summary.brier, ".4f", " of 0 to 2")
-    tell("mean KL", summary.mean_kl, ".6g", " nats, reference to model")
-    tell("reverse KL", summary.mean_reverse_kl, ".6g", " nats, model to reference")
-    tell("mean JS", summary.mean_js, ".6g", " nats")
-    tell("agreement", summary.agreement, ".4f")
+            add(f"top-{k} accuracy", share, ".4f")
+    add("mean loss", summary.mean_loss, ".6g", " nats" if summary.weight is None else " nats, weighted")
+    add("perplexity", summary.perplexity, ".6g")
+    add("mean entropy", summary.mean_entropy, ".6g", " nats")
+    add("calibration", summary.ece, ".4f", " expected error")
+    add("Brier score", summary.brier, ".4f", " of 0 to 2")
+    add("mean KL", summary.mean_kl, ".6g", " nats, reference to model")
+    add("reverse KL", summary.mean_reverse_kl, ".6g", " nats, model to reference")
+    add("mean JS", summary.mean_js, ".6g", " nats")
+    add("agreement", summary.agreement, ".4f")
     if run.rows or not run.skipped:
-        tell("rows/second", run.rows / run.seconds, ".3g", f" ({run.bytes / run.seconds / 1e9:.3g} GB/s)")
+        add("rows/second", run.rows / run.seconds, ".3g", f" ({run.bytes / run.seconds / 1e9:.3g} GB/s)")
     if summary.invalid:
         wrong = "" if summary.accuracy is None else "counted as wrong, "
-        tell(
+        add(
             "invalid rows",
             summary.invalid,
             "",
             f" (a NaN, a +inf or nothing but -inf): predicted as -1, {wrong}left out of the means",
         )
-    tell("set aside", len(run.set_aside) or None, "", " of the shards: see above")
+    add("set aside", len(run.set_aside) or None, "", " of the shards: see above")
     return "\n".join(lines)
 
 
@@ -180,18 +183,15 @@ def progress_bar() -> Iterator[tuple[Callable[[int], Advance], Callable[[str], N
     def silent(size: int) -> Advance:
         return lambda rows, size: end_if_told()
 
-    def plain(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    if not sys.stderr.isatty():
-        yield silent, plain
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield silent, complain
         return
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
         from rich.text import Text
     except ImportError:
-        yield silent, plain
+        yield silent, complain
         return
 
     class Speed(ProgressColumn):
@@ -226,21 +226,21 @@ def score(options: argparse.Namespace) -> int:
     inputs, labels = options.inputs, options.labels
     source = inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs"
     if not inputs:
-        for option in ("labels", "reference", "logits"):
+        for option in ("labels", "reference", "weights", "logits"):
             if getattr(options, option) is not None:
                 raise InputError(f"--{option} is given without INPUT")
         inputs, labels = digits()
         source = "hand-written digits (UCI, test half)"
     stats = None if options.stats is None else tuple(name.strip() for name in options.stats.split(","))
-    pictured = options.report is not None or options.plot is not None
+    pictures = [name for name in (options.report, options.plot) if name is not None]
     try:
         wanted = Parameters(stats, options.given, options.temperature, options.top_k)
-        wanted.check(labels is not None, options.reference is not None)
+        wanted.check(labels is not None, options.reference is not None, options.weights is not None)
         if options.resume and options.out is None:
             raise ValueError("--resume needs --out")
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
-    if pictured:
+    if pictures:
         import_drawing()
     runner: Runner = run_here
     if options.dask is not None:
@@ -249,13 +249,13 @@ def score(options: argparse.Namespace) -> int:
         runner = Cluster(options.dask)
     with progress_bar() as (progress, say):
         run = score_files(
-            inputs, labels, options.out, reference=options.reference, stats=stats, given=options.given,
-            temperature=options.temperature, k=options.top_k, key=options.logits, form=options.format,
-            resume=options.resume, strict=options.strict, complete=pictured, chunk=options.chunk,
-            n_threads=options.threads, progress=progress, runner=runner,
+            inputs, labels, options.out, reference=options.reference, weights=options.weights, stats=stats,
+            given=options.given, temperature=options.temperature, k=options.top_k, key=options.logits,
+            form=options.format, resume=options.resume, strict=options.strict, complete=bool(pictures),
+            chunk=options.chunk, n_threads=options.threads, progress=progress, written_after=pictures, runner=runner,
             complain=lambda name, reason: say(f"fastkl: set aside: {one_line(reason)}"),
         )  # fmt: skip
-    if pictured:
+    if pictures:
         from fastkl.batch import report
 
         details = {"fastkl": f"{fk.__version__}, {fk.build_info()['tier']}", "command": " ".join(sys.argv[1:])}
@@ -265,8 +265,34 @@ def score(options: argparse.Namespace) -> int:
             )
         if options.plot is not None:
             report.write_plot(options.plot, run.summary, title=source)
-    print(described(run, source), flush=True)
+    tell(described(run, source))
     return 1 if run.set_aside else 0
+
+
+def tell(text: str) -> None:
+    """Print to stdout; where whoever read it has left, that is no error."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        silence(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def complain(line: str) -> None:
+    """Print a line to stderr, if there is one that takes it: a run does not end because nobody reads what it says."""
+    if sys.stderr is not None:
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:
+            silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Let a stream lead nowhere. Python would complain once more when it flushes what is left at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def import_drawing() -> None:
@@ -288,16 +314,23 @@ def restart_with_passive_workers() -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "passive"})
 
 
-#: The signal that told this process to end, once one has.
+#: The signal that told this process to end, once one has, and how often it was told.
 told_to_end: int | None = None
+told = 0
 
 
-def end(number: int, frame: Any) -> NoReturn:
-    """Leave through the ``finally`` blocks when the process is told to end."""
-    global told_to_end
-    told_to_end = number
-    end_if_told()
-    raise AssertionError
+def end(number: int, frame: Any) -> None:
+    """Leave through the ``finally`` blocks when the process is told to end.
+
+    Being told once more must not end those; whoever tells it a third time has waited enough.
+    """
+    global told_to_end, told
+    told += 1
+    if told > 2:
+        os._exit(128 + number)
+    if told == 1:
+        told_to_end = number
+        end_if_told()
 
 
 def end_if_told() -> None:
@@ -322,14 +355,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return score(options)
     except KeyboardInterrupt:
-        print("fastkl: interrupted", file=sys.stderr)
+        complain("fastkl: interrupted")
         return 130
-    except BrokenPipeError:
-        # Whoever read stdout has left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (InputError, OSError, MemoryError) as error:
-        print(f"fastkl: error: {one_line(describe(error))}", file=sys.stderr)
+        complain(f"fastkl: error: {one_line(describe(error))}")
         return 2
 
 

@@ -1,8 +1,9 @@
 """Readers: a file is opened, checked once, and handed out in chunks of rows.
 
-A ``Source`` is one open file and the arrays in it that a run needs, each under its role: logits, labels, reference.
-``.npy``, stored ``.npz`` members, safetensors and uncompressed Arrow files are memory-mapped: a chunk is read by the
-kernels themselves, with no copy in between, and any chunk at any time. What is compressed comes in order, span by span.
+A ``Source`` is one open file and the arrays in it that a run needs, each under its role: logits, labels, weights,
+reference. ``.npy``, stored ``.npz`` members, safetensors and uncompressed Arrow files are memory-mapped: a chunk is
+read by the kernels themselves, with no copy in between, and any chunk at any time. What is compressed comes in order,
+span by span.
 
 A mapping has two dangers. A file cut short while it is read would kill the process: ``Watched`` turns that into an
 error, at no cost. And pages once touched count as this process' memory: ``release`` gives a chunk's pages back.
@@ -47,6 +48,9 @@ FORMATS = {
 }
 
 
+#: The roles that have one number a row in place of one for each class: the kinds of types that they take, in words too.
+PER_ROW = {"labels": ("iu", "integers"), "weights": ("fiu", "floats or integers")}
+
 #: The bytes of a batch of rows that suits: what is unpacked should be in the cache still when it is scored; pages that
 #: are mapped are taken and given back at less cost in larger ones.
 UNPACKED_BYTES = 4 * 2**20
@@ -74,7 +78,7 @@ class Source(ABC):
     rows
         Rows of each array, but for a reference of one row, which stands for all.
     shapes
-        (classes, dtype) of the logits and the reference by role; labels have (0, dtype).
+        (classes, dtype) of the logits and the reference by role; labels and weights have (0, dtype).
     spans
         Ranges of rows that can be read independently, in order, or None where any range can.
     chunk_bytes
@@ -181,11 +185,12 @@ def checked(
     shapes = {}
     rows: dict[str, int] = {}
     for role, (shape, dtype) in arrays.items():
-        if role == "labels":
-            if dtype.kind not in "iu":
-                raise InputError(f"{path}: holds {dtype}; labels are integers")
+        if role in PER_ROW:
+            kinds, in_words = PER_ROW[role]
+            if dtype.kind not in kinds:
+                raise InputError(f"{path}: holds {dtype}; {role} are {in_words}")
             if len(shape) != 1:
-                raise InputError(f"{path}: has shape {shape}, but labels are 1-d, one for each row")
+                raise InputError(f"{path}: has shape {shape}, but {role} are 1-d, one for each row")
             shapes[role], rows[role] = (0, dtype), shape[0]
             continue
         if (dtype.kind != "f" or dtype.itemsize > 8) and dtype.name != "bfloat16":
@@ -265,7 +270,7 @@ def choose(
     chosen = {}
     for role, key in keys.items():
         if key is None:
-            ndim, kinds = (1, "iu") if role == "labels" else (2, "fV")
+            ndim, kinds = (1, PER_ROW[role][0]) if role in PER_ROW else (2, "fV")
             fits = [k for k, (shape, dtype) in shapes.items() if len(shape) == ndim and dtype.kind in kinds]
             fits = [k for k in fits if k not in keys.values()]
             key = role if role in shapes else fits[0] if len(fits) == 1 else None

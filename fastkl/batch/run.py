@@ -14,7 +14,7 @@ import fastkl as fk
 from fastkl.batch.manifest import Manifest, locked, packed, unpacked, verified
 from fastkl.batch.readers import InputError
 from fastkl.batch.scoring import Advance, Parameters, Scored, open_operands, score_shard
-from fastkl.batch.shards import Name, Shard, find_shards
+from fastkl.batch.shards import Name, Shard, check_apart, find_shards
 from fastkl.batch.totals import Summary, Totals
 from fastkl.batch.writers import form_of, target
 
@@ -77,6 +77,7 @@ def score_files(
     out: Name | None = None,
     *,
     reference: Name | None = None,
+    weights: Name | None = None,
     stats: Sequence[str] | None = None,
     given: str | tuple[str, str] = "logits",
     temperature: float | tuple[float, float] = 1.0,
@@ -90,6 +91,7 @@ def score_files(
     n_threads: int | None = None,
     progress: Callable[[int], Advance] | None = None,
     complain: Callable[[str, str], None] | None = None,
+    written_after: Sequence[Name] = (),
     runner: Runner = run_here,
 ) -> Run:
     """Score files of logits row by row, in constant memory, and return what they amount to.
@@ -100,9 +102,10 @@ def score_files(
         A file, or a folder, a pattern or several files: then each file is a shard, in the order of their names.
         ``.npy``, ``.npz``, ``.safetensors``, Parquet (``.parquet``, ``.pq``) and Arrow (``.arrow``, ``.feather``,
         ``.ipc``, ``.arrows``); rows x classes of float16, bfloat16, float32 or float64; larger than memory or not.
-    labels, reference
-        The true classes, and the reference model's logits: a file, ``FILE:KEY``, a folder with a file for each shard by
-        its name, or a key or column of the files of logits. A reference of one row stands for all.
+    labels, reference, weights
+        The true classes, the reference model's logits, and the weights of the rows in the mean loss: a file,
+        ``FILE:KEY``, a folder with a file for each shard by its name, or a key or column of the files of logits. A
+        reference of one row stands for all; weights are finite numbers >= 0, and a row of weight 0 is absent.
     out
         Where the scores go, one row for each row, in their order, in the format of the name's ending: ``.parquet``,
         ``.arrow`` or ``.feather``, ``.npz``, ``.csv``. For shards a folder, in which each gets a file of its name, and
@@ -129,6 +132,8 @@ def score_files(
         Called with the bytes to read; returns what is called with rows and bytes as they are done.
     complain
         Called with the name of each shard that is set aside, and the reason.
+    written_after
+        Files that the caller will write then: one that cannot be, or is an input or a result, is refused before.
     runner
         What runs the shards: `run_here`, or a function that runs them elsewhere.
 
@@ -161,35 +166,43 @@ def score_files(
     if resume and out is None:
         raise ValueError("resume needs out: without results there is nothing to go on from")
     inputs = [logits] if isinstance(logits, (str, os.PathLike)) else list(logits)
-    texts = [None if value is None else os.fspath(value) for value in (labels, reference)]
-    shards, folder = find_shards(inputs, texts[0], texts[1], key, out, form)
+    texts = [None if value is None else os.fspath(value) for value in (labels, reference, weights)]
+    shards, folder = find_shards(inputs, texts[0], texts[1], key, out, form, texts[2])
     parameters = Parameters(
         None if stats is None else tuple(stats), given, temperature, k, complete, resume or folder is not None, chunk,
         n_threads,
     )  # fmt: skip
-    parameters.check(labels is not None, reference is not None)
+    parameters.check(labels is not None, reference is not None, weights is not None)
+    notes = None
+    if parameters.checksums and out is not None:
+        notes = folder / "manifest.json" if folder else Path(f"{os.fspath(out)}.manifest.json")
+    check_apart(shards, [*([notes] if notes else []), *written_after])
+    places = [] if folder is None else [folder, *(Path(shard.out).parent for shard in shards if shard.out)]
+    for path in map(Path, written_after):
+        if path.parent not in places:
+            target(path)
 
     started = time.perf_counter()
     with ExitStack() as stack:
         manifest = None
         if folder is not None:
-            for place in {folder, *(Path(shard.out).parent for shard in shards if shard.out)}:
+            for place in dict.fromkeys(places):
                 place.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
         elif out is not None:
             target(out)
-        if parameters.checksums and out is not None:
-            _, _, counted = parameters.columns(labels is not None, reference is not None, True)
+        if notes is not None:
+            _, _, counted = parameters.columns(labels is not None, reference is not None, weights is not None, True)
             head = {
                 "fastkl": fk.__version__,
                 "tier": "base" if fk.build_info()["tier"] == "base" else "fma",  # which differ in last digits
                 "parameters": {
-                    "logits": key, "labels": texts[0], "reference": texts[1],
+                    "logits": key, "labels": texts[0], "reference": texts[1], "weights": texts[2],
                     "stats": stats if stats is None else list(stats), "given": given, "temperature": temperature,
-                    "k": k, "totals": counted, "format": form or ("parquet" if folder else form_of(out)),
+                    "k": k, "totals": counted, "format": form or ("parquet" if folder else form_of(out or "")),
                 },
             }  # fmt: skip
-            manifest = Manifest(folder / "manifest.json" if folder else Path(f"{os.fspath(out)}.manifest.json"), head)
+            manifest = Manifest(notes, head)
         noted = manifest.load() if manifest is not None and resume else {}
         done: set[str] = set()
         whole: Totals | None = None

@@ -20,7 +20,7 @@ import numpy as np
 
 import fastkl as fk
 from fastkl.batch.manifest import Checksum
-from fastkl.batch.readers import Array, InputError, Source, open_source
+from fastkl.batch.readers import PER_ROW, Array, InputError, Source, open_source
 from fastkl.batch.shards import Shard
 from fastkl.batch.totals import OF_LABELS, OF_LOGITS, OF_REFERENCE, ON_REQUEST, TELLS_INVALID, Totals
 from fastkl.batch.writers import open_writer
@@ -51,12 +51,18 @@ class Parameters:
     chunk: int | None = None
     threads: int | None = None
 
-    def check(self, labels: bool, reference: bool) -> None:
-        """Raise ValueError or TypeError, as `fastkl.score` does, for what it does not take."""
-        x = np.zeros((1, 2))
-        self.score(x, np.zeros(1, int) if labels else None, x if reference else None, None)
+    def check(
+        self, labels: bool, reference: bool, weights: bool = False, dtypes: Sequence[Any] = ("float64", "float64")
+    ) -> None:
+        """Raise ValueError or TypeError, as `fastkl.score` does, for what it does not take of these types."""
+        if weights and not labels:
+            raise ValueError("weights weigh the losses of the labels, and there are no labels")
+        x, r = (np.zeros((1, 2), dtype) for dtype in dtypes)
+        self.score(x, np.zeros(1, int) if labels else None, r if reference else None, None)
 
-    def columns(self, labels: bool, reference: bool, written: bool) -> tuple[list[str], list[str], list[str]]:
+    def columns(
+        self, labels: bool, reference: bool, weights: bool, written: bool
+    ) -> tuple[list[str], list[str], list[str]]:
         """Return the statistics to compute, those of them that are asked for, and those that the totals take."""
         there = {"labels": labels, "reference": reference}
         allowed = [s.name for s in STATISTICS if s.by_default and all(there[need] for need in s.needs)]
@@ -65,7 +71,7 @@ class Parameters:
         asked = list(self.stats) if self.stats is not None else allowed if written else counted
         counted = [*counted, *(ON_REQUEST if labels else ())]
         if not self.complete:
-            counted = [name for name in counted if name in asked]
+            counted = [name for name in counted if name in asked or (weights and name == "loss")]
         if not set(counted) & set(TELLS_INVALID):
             counted.append("argmax")
         return list(dict.fromkeys([*asked, *counted])), asked, counted
@@ -150,7 +156,7 @@ def in_step(
 
 def rows_in(batch: Mapping[str, Array]) -> int:
     """Return the rows of a batch; a reference may have one for all."""
-    return len(batch.get("logits", batch.get("labels", batch.get("reference", ()))))
+    return next((len(batch[role]) for role in ("logits", *PER_ROW, "reference") if role in batch), 0)
 
 
 def alone(batch: Mapping[str, Array], role: str) -> bool:
@@ -168,6 +174,16 @@ def checked_labels(labels: Array, path: str, first_row: int, classes: int) -> Ar
     return labels
 
 
+def checked_weights(weights: Array, path: str, first_row: int) -> Array:
+    """Return weights as float64, copied before they are checked."""
+    weights = np.array(weights, np.float64)
+    wrong = ~((weights >= 0) & (weights < np.inf))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"{path}: weight {weights[row]} in row {first_row + row} is not finite and >= 0")
+    return weights
+
+
 class Pass:
     """One pass over the rows of a shard, by several threads."""
 
@@ -180,10 +196,19 @@ class Pass:
             path = shard.operands["logits"].path
             raise InputError(f"{path}: has {self.classes} classes; the shards before it have {classes}")
         self.labelled, self.referenced = "labels" in shard.operands, "reference" in shard.operands
-        self.label_path = shard.operands["labels"].path if self.labelled else ""
+        self.weighted = "weights" in shard.operands
+        self.paths = {role: operand.path for role, operand in shard.operands.items()}
         self.computed, self.asked, self.counted = parameters.columns(
-            self.labelled, self.referenced, shard.out is not None
+            self.labelled, self.referenced, self.weighted, shard.out is not None
         )
+        held = {role: dtype for source in self.sources for role, (_, dtype) in source.shapes.items()}
+        try:
+            # A temperature may be none in float32.
+            parameters.check(
+                self.labelled, self.referenced, dtypes=(held["logits"], held.get("reference", held["logits"]))
+            )
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.paths['logits']}: {error}") from error
         self.source_name = shard.name
         self.size = sum(os.path.getsize(path) for path in shard.inputs)
 
@@ -216,8 +241,8 @@ class Pass:
     def new_totals(self) -> Totals:
         """Return totals of nothing yet."""
         return Totals(
-            self.classes, has_labels=self.labelled, has_reference=self.referenced, stats=self.counted,
-            source=self.source_name,
+            self.classes, has_labels=self.labelled, has_reference=self.referenced, has_weights=self.weighted,
+            stats=self.counted, source=self.source_name,
         )  # fmt: skip
 
     def totals(self) -> Totals:
@@ -228,14 +253,22 @@ class Pass:
         return whole
 
     def check_labels(self) -> None:
-        """Read all labels once, where that is cheap: a bad one in the last row is better told now than in an hour."""
+        """Read all labels and weights once, where that is cheap: what is wrong is better told now than in an hour."""
         for source in self.sources:
-            if list(source.shapes) == ["labels"] and source.spans is None:
+            if source.shapes.keys() <= PER_ROW.keys() and source.spans is None:
                 row = 0
                 for batch in source.batches(0, self.rows, 2**18):
-                    checked_labels(batch["labels"], source.path, row, self.classes)
+                    self.checked(batch, row)
                     source.check()
-                    row += len(batch["labels"])
+                    row += rows_in(batch)
+
+    def checked(self, arrays: Mapping[str, Array], row: int) -> tuple[Array | None, Array | None]:
+        """Return the labels and weights of rows from `row` on, those that there are, copied and checked."""
+        labels, weights = arrays.get("labels"), arrays.get("weights")
+        return (
+            None if labels is None else checked_labels(labels, self.paths["labels"], row, self.classes),
+            None if weights is None else checked_weights(weights, self.paths["weights"], row),
+        )
 
     def score_span(self, start: int, stop: int, put: Callable[[Mapping[str, Array]], None]) -> None:
         """Score a span of rows and hand out their columns, in order."""
@@ -258,9 +291,7 @@ class Pass:
             arrays = {role: array for batch in batches for role, array in batch.items()}
             for source, batch in zip(self.streamed, batches, strict=True):
                 source.fetch(batch)
-            labels = arrays.get("labels")
-            if labels is not None:
-                labels = checked_labels(labels, self.label_path, row, self.classes)
+            labels, weights = self.checked(arrays, row)
             x, reference = arrays["logits"], arrays.get("reference", self.reference)
             scores = self.parameters.score(x, labels, reference, self.computed, self.threads // self.workers)
             for source, batch in zip(self.streamed, batches, strict=True):
@@ -270,7 +301,7 @@ class Pass:
                         checksum.take(source.file, array)
                 source.check()  # before anything that was read is believed
                 source.release(batch)
-            self._own.totals.add(scores, row, labels=labels)
+            self._own.totals.add(scores, row, labels=labels, weights=weights)
             put({name: scores[name] for name in scores if name.removesuffix("_log_prob") in self.asked})
             before, row = row, row + len(x)
             if self.advance is not None and self.rows:
@@ -279,7 +310,7 @@ class Pass:
     def nothing(self) -> list[dict[str, Array]]:
         """Return a batch of no rows."""
         return [
-            {role: np.empty(0 if role == "labels" else (0, n), dtype) for role, (n, dtype) in source.shapes.items()}
+            {role: np.empty(0 if role in PER_ROW else (0, n), dtype) for role, (n, dtype) in source.shapes.items()}
             for source in self.streamed
         ]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastkl.batch.readers import FORMATS, InputError, Operand
+from fastkl.batch.readers import FORMATS, PER_ROW, InputError, Operand
 from fastkl.batch.writers import form_of
 
 Name = str | os.PathLike[str]
@@ -43,6 +44,8 @@ def found(inputs: Sequence[Name]) -> tuple[list[tuple[str, Path]], bool]:
     files: list[tuple[str, Path]] = []
     many = len(inputs) > 1
     for one in [os.fspath(name) for name in inputs]:
+        if not one:
+            raise InputError("an INPUT without a name")    # which would be the folder that this process is in
         path = Path(one)
         if path.is_dir():
             inside = [(str(file.relative_to(path)), file) for file in readable(path)]
@@ -51,7 +54,9 @@ def found(inputs: Sequence[Name]) -> tuple[list[tuple[str, Path]], bool]:
             files += inside
             many = True
         elif not path.exists() and glob.has_magic(one):
-            matched = sorted(p for p in map(Path, glob.iglob(one, recursive=True)) if p.is_file())
+            paths = sorted(p for p in map(Path, glob.iglob(one, recursive=True)) if p.is_file())
+            # Links may lead to a file again, those of a folder to one above it dozens of times.
+            matched = list({os.path.realpath(p): p for p in reversed(paths)}.values())[::-1]
             if not matched:
                 raise InputError(f"{one}: no file matches")
             top = Path(os.path.commonpath([p.parent for p in matched]))
@@ -64,9 +69,10 @@ def found(inputs: Sequence[Name]) -> tuple[list[tuple[str, Path]], bool]:
 
 
 def operand(role: str, text: str | None, shard: tuple[str, Path], many: bool) -> Operand | None:
-    """Return where a shard's labels or reference are: KEY in its own file, FILE, FILE:KEY, FOLDER or FOLDER:KEY.
+    """Return where a shard's labels, weights or reference are.
 
-    In a folder it is the file of the shard's name, with any ending.
+    The text is KEY (in its own file), FILE, FILE:KEY, FOLDER or FOLDER:KEY. In a folder it is the file of the shard's
+    name, with any ending.
     """
     if text is None:
         return None
@@ -85,8 +91,8 @@ def operand(role: str, text: str | None, shard: tuple[str, Path], many: bool) ->
             raise InputError(f"{own}: {len(same) or 'no'} files of {role} called {stem.name}.* are in {stem.parent}")
         return Operand(str(same[0]), key)
     if path.exists():
-        if many and role == "labels":
-            raise InputError(f"{where}: one file of labels for several shards; give a folder with one for each")
+        if many and role in PER_ROW:
+            raise InputError(f"{where}: one file of {role} for several shards; give a folder with one for each")
         return Operand(where, key)
     if path.suffix.lower() in FORMATS or os.sep in where:
         raise FileNotFoundError(2, "No such file or directory", where)
@@ -100,9 +106,11 @@ def find_shards(
     logits: str | None = None,
     out: Name | None = None,
     form: str | None = None,
+    weights: str | None = None,
 ) -> tuple[list[Shard], Path | None]:
     """Return the shards of a run, sorted by name, and the folder of their results if there are several."""
     files, many = found(inputs)
+    others = {"labels": labels, "weights": weights, "reference": reference}
     folder = None
     if out is not None and (many or os.path.isdir(out) or os.fspath(out).endswith(os.sep)):
         folder = Path(out)
@@ -119,7 +127,7 @@ def find_shards(
     shards, taken = [], dict[str, str]()
     for name, path in files:
         operands = {"logits": Operand(str(path), logits)}
-        for role, text in (("labels", labels), ("reference", reference)):
+        for role, text in others.items():
             found_there = operand(role, text, (name, path), many)
             if found_there is not None:
                 operands[role] = found_there
@@ -130,10 +138,24 @@ def find_shards(
                 raise InputError(f"{path} and {taken[goes]}: the results of both would be called {goes}")
             taken[goes] = str(path)
         shards.append(Shard(name, operands, goes))
-    for shard in shards:
-        if shard.out is not None and os.path.exists(shard.out):
-            for other in shards if len(shards) < 100 else [shard]:
-                for source in other.inputs:
-                    if os.path.exists(source) and os.path.samefile(shard.out, source):
-                        raise InputError(f"{shard.out}: is also an input, and would be replaced")
     return shards, folder
+
+
+def check_apart(shards: Sequence[Shard], others: Sequence[Name]) -> None:
+    """Raise if what will be written, the results and other files, is an input or is written twice."""
+
+    def identity(path: str) -> tuple[int, int] | None:
+        with suppress(OSError):
+            found = os.stat(path)
+            return found.st_dev, found.st_ino
+        return None
+
+    read = {identity(path) for shard in shards for path in shard.inputs} - {None}
+    written = set()
+    for path in [*(shard.out for shard in shards if shard.out is not None), *(os.fspath(other) for other in others)]:
+        if identity(path) in read:
+            raise InputError(f"{path}: is also an input, and would be replaced")
+        place = os.path.realpath(path)
+        if place in written:
+            raise InputError(f"{path}: would be written twice")
+        written.add(place)

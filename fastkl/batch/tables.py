@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastkl.batch.readers import MAPPED_BYTES, Array, InputError, MappedFile, Source, checked, held
+from fastkl.batch.readers import MAPPED_BYTES, PER_ROW, Array, InputError, MappedFile, Source, checked, held
 
 try:
     import pyarrow as pa
@@ -44,6 +44,23 @@ def refusing(path: str, what: str) -> Iterator[None]:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a readable {what} ({reason})") from error
+
+
+@contextmanager
+def opened(path: str, **how: Any) -> Iterator[Any]:
+    """Open a Parquet file. pyarrow takes names in UTF-8 only; by its number a file of any name is found."""
+    handle = None
+    try:
+        try:
+            name = path.encode("utf-8").decode()
+        except UnicodeEncodeError:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            name = f"/proc/self/fd/{handle}"
+        with pa.parquet.ParquetFile(name, **how) as table:
+            yield table
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def storage(kind: Any) -> Any:
@@ -81,8 +98,8 @@ class Columns:
         else:
             others = set(keys.values())
             free = {name: kind for name, kind in kinds.items() if name not in others}
-            if role == "labels":
-                names = [name for name, kind in free.items() if pa.types.is_integer(kind)]
+            if role in PER_ROW:
+                names = [name for name, kind in free.items() if self._fits(role, kind, 1)]
             else:
                 # Many columns of numbers are one for each class, but only if nothing better is there.
                 names = [name for name, kind in free.items() if is_list(kind)]
@@ -93,7 +110,7 @@ class Columns:
                 self._refuse(role)
         wrong = [name for name in names if not self._fits(role, kinds[name], len(names))]
         if wrong:
-            wanted = "integers" if role == "labels" else "lists of floats, or floats, one column for each class"
+            wanted = PER_ROW[role][1] if role in PER_ROW else "lists of floats, or floats, one column for each class"
             raise InputError(f"{self.path}: column {wrong[0]!r} holds {kinds[wrong[0]]}; {role} are {wanted}")
         return names
 
@@ -103,8 +120,9 @@ class Columns:
 
     @staticmethod
     def _fits(role: str, kind: Any, columns: int) -> bool:
-        if role == "labels":
-            return columns == 1 and pa.types.is_integer(kind)
+        if role in PER_ROW:
+            floats = role == "weights" and pa.types.is_floating(kind)
+            return columns == 1 and bool(pa.types.is_integer(kind) or floats)
         if isinstance(kind, pa.FixedShapeTensorType) and len(kind.shape) != 1:
             return False
         return (columns == 1 and is_list(kind)) or pa.types.is_floating(kind)
@@ -113,7 +131,7 @@ class Columns:
         """Return classes and type of a role; where the lists are of any length, a batch of rows tells."""
         names = self.names[role]
         kind = storage(self._kinds[names[0]])
-        if role == "labels":
+        if role in PER_ROW:
             return 0, np.dtype(kind.to_pandas_dtype())
         if not is_list(kind):
             return len(names), np.result_type(*(self._kinds[name].to_pandas_dtype() for name in names))
@@ -125,7 +143,8 @@ class Columns:
             raise InputError(f"{self.path}: has no rows, and its type does not tell the number of classes")
         row = batch.column(names[0]).slice(0, 1)
         row.validate(full=True)  # pyarrow ends the process where it follows a broken offset
-        return len(row[0] or ()), dtype
+        self._no_nulls(names[0], row, 1, 0)
+        return len(row[0]), dtype
 
     def arrays(self, batch: Any, shapes: Mapping[str, tuple[int, Any]], first_row: int) -> dict[str, Array]:
         """Return the numbers of a record batch by role, without a copy where they are lists."""
@@ -133,11 +152,11 @@ class Columns:
         found: dict[str, Array] = {}
         for role, names in self.names.items():
             classes, dtype = shapes[role]
-            if role == "labels" or is_list(self._kinds[names[0]]):
+            if role in PER_ROW or is_list(self._kinds[names[0]]):
                 column = batch.column(names[0])
                 if isinstance(column, pa.ExtensionArray):
                     column = column.storage
-                found[role] = self._numbers(names[0], column, 0 if role == "labels" else classes, first_row)
+                found[role] = self._numbers(names[0], column, 0 if role in PER_ROW else classes, first_row)
                 continue
             found[role] = self._stacked(batch.select(names), first_row).astype(dtype, copy=False)
         return found
@@ -155,7 +174,7 @@ class Columns:
         return rows.reshape(len(columns), columns.num_columns)
 
     def _numbers(self, name: str, column: Any, classes: int, first_row: int) -> Array:
-        """Return a column of integers, or one of lists of equally many floats as rows of an array."""
+        """Return a column of single numbers, or one of lists of equally many floats as rows of an array."""
         self._no_nulls(name, column, 1, first_row)
         if not classes:
             numbers: Array = column.to_numpy(zero_copy_only=False)
@@ -186,7 +205,7 @@ class ParquetSource(Source):
         self.path = path
         if not os.path.isfile(path) and os.path.exists(path):
             raise InputError(f"{path}: not a regular file")
-        with refusing(path, "Parquet file"), pa.parquet.ParquetFile(path) as table:
+        with refusing(path, "Parquet file"), opened(path) as table:
             self._columns = Columns(path, table.schema_arrow, keys)
             sizes = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
             self._names = list(dict.fromkeys(name for names in self._columns.names.values() for name in names))
@@ -199,7 +218,7 @@ class ParquetSource(Source):
                 return next(table.iter_batches(batch_size=1, columns=self._names, use_threads=False), None)
 
             heads = {role: self._columns.head(role, first) for role in keys}
-        shapes = {role: ((rows,) if role == "labels" else (rows, n), dtype) for role, (n, dtype) in heads.items()}
+        shapes = {role: ((rows,) if role in PER_ROW else (rows, n), dtype) for role, (n, dtype) in heads.items()}
         self.rows, self.shapes = checked(path, shapes)
         self._groups = [(i, start, start + n) for i, (start, n) in enumerate(zip(starts, sizes, strict=True)) if n]
         self.spans = [(start, stop) for _, start, stop in self._groups] or [(0, 0)]
@@ -217,9 +236,7 @@ class ParquetSource(Source):
         # Pages are read as they are needed: a row group need not fit into memory.
         with (
             refusing(self.path, "Parquet file"),
-            pa.parquet.ParquetFile(
-                self.path, pre_buffer=False, buffer_size=self._buffer, page_checksum_verification=True
-            ) as table,
+            opened(self.path, pre_buffer=False, buffer_size=self._buffer, page_checksum_verification=True) as table,
         ):
             for group, first, last in self._groups:
                 if first >= stop or last <= start:
@@ -265,7 +282,7 @@ class ArrowSource(Source):
                 self._batches = []
                 rows = sum(map(len, self._read()))
                 self.spans = [(0, rows)]
-        shapes = {role: ((rows,) if role == "labels" else (rows, n), dtype) for role, (n, dtype) in heads.items()}
+        shapes = {role: ((rows,) if role in PER_ROW else (rows, n), dtype) for role, (n, dtype) in heads.items()}
         self.rows, self.shapes = checked(path, shapes)
 
     def _reader(self) -> Any:

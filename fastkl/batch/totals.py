@@ -248,6 +248,8 @@ class Summary:
     mean_loss, infinite_losses, perplexity
         Mean over valid rows of the label's loss, with weights ``sum(w * loss) / sum(w)``; rows whose label had
         probability 0, one of which makes the mean infinite; exp(mean loss).
+    weight
+        The sum of the weights of the rows in the mean loss, if they have weights.
     right, accuracy, top_k
         Rows predicted right, their share, and for each k the share of rows whose label has rank k or better.
     brier, confidence_brier
@@ -273,6 +275,7 @@ class Summary:
     mean_loss: float | None = None
     infinite_losses: int | None = None
     perplexity: float | None = None
+    weight: float | None = None
     right: int | None = None
     accuracy: float | None = None
     top_k: dict[int, float] = field(default_factory=dict)
@@ -610,6 +613,8 @@ class Totals:
             told["infinite_losses"] = self._sums["loss"].infinite
             told["mean_loss"] = self._weighted_mean() if self._has_weights else self._sums["loss"].mean()
             told["perplexity"] = math.exp(told["mean_loss"]) if not told["mean_loss"] > 709 else math.inf
+        if "weights" in self._sums:
+            told["weight"] = self._sums["weights"].over(1)
         if "right" in counts:
             told["right"] = counts["right"]
             told["accuracy"] = counts["right"] / rows if rows else math.nan
