@@ -22,47 +22,55 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
         out[j] = top[j]
 
 
+cdef inline void exp_strip(const real* x, Py_ssize_t n, real m, real* r, real* scale) noexcept nogil:
+    """r = 2^64 exp(x - m) of a strip."""
+    cdef Py_ssize_t j
+    for j in range(n):
+        exp_cut(x[j] - m, &r[j], &scale[j])
+    for j in range(n):
+        r[j] = exp_join(r[j], scale[j])
+
+
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
                         double* sums, real* tops, const char* next, char* target) noexcept nogil:
-    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop. RUN vectors at a time: their
-    exponentials do not wait for one another. What will be read `next` and the lines of `target`, unless NULL, are
-    prefetched meanwhile."""
-    cdef real m[LANES]
-    cdef real s[LANES]
+    """Per lane: 2^64 times the sum of exp(x - reference), which is the same for all lanes, and the maximum. What will be
+    read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
+    cdef real spare[STRIP]
+    cdef real exps[STRIP]
+    cdef real scale[STRIP]
     cdef real top[LANES]
     cdef double t[LANES]
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i = 0, k, vectors, n
     cdef int j
-    cdef const real* v0
-    cdef const real* v1
-    cdef const real* v2
-    cdef const real* v3
+    cdef const real* v
+    cdef const real* e
     for j in range(LANES):
-        m[j] = reference[j]
         top[j] = -INFINITY
         t[j] = 0
-    while i + RUN <= count:
-        v0 = vector_at(x, i, patch, at)
-        v1 = vector_at(x, i + 1, patch, at)
-        v2 = vector_at(x, i + 2, patch, at)
-        v3 = vector_at(x, i + 3, patch, at)
-        fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        fk_prefetch_write(target, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        for j in range(LANES):
-            s[j] = (exp_up(v0[j] - m[j]) + exp_up(v1[j] - m[j])) + (exp_up(v2[j] - m[j]) + exp_up(v3[j] - m[j]))
-            top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
-        for j in range(LANES):
-            t[j] += s[j]
-        i += RUN
     while i < count:
-        v0 = vector_at(x, i, patch, at)
-        fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
-        for j in range(LANES):
-            s[j] = exp_up(v0[j] - m[j])
-            top[j] = larger(v0[j], top[j])
-        for j in range(LANES):
-            t[j] += s[j]
-        i += 1
+        vectors = STRIP // LANES if count - i > STRIP // LANES else count - i
+        n = vectors * LANES
+        v = strip_at(x, i, vectors, patch, at, spare)
+        fk_prefetch(next, i * LANES * sizeof(real), n * sizeof(real))
+        fk_prefetch_write(target, i * LANES * sizeof(real), n * sizeof(real))
+        exp_strip(v, n, reference[0], exps, scale)
+        e = exps
+        k = 0
+        while k + RUN <= vectors:
+            for j in range(LANES):
+                t[j] += (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j])
+                top[j] = larger(larger(larger(v[j], v[LANES + j]), larger(v[2 * LANES + j], v[3 * LANES + j])), top[j])
+            e += RUN * LANES
+            v += RUN * LANES
+            k += RUN
+        while k < vectors:
+            for j in range(LANES):
+                t[j] += e[j]
+                top[j] = larger(v[j], top[j])
+            e += LANES
+            v += LANES
+            k += 1
+        i += vectors
     for j in range(LANES):
         sums[j] = t[j]
         tops[j] = top[j]
@@ -78,53 +86,46 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, c
                            const real* reference, double* sums, double* moments, real* tops,
                            const char* next) noexcept nogil:
     """exp_sum_lanes, the sums to the same bits, and per lane 2^64 times the sum of (reference - x) exp(x - reference)."""
-    cdef real m[LANES]
-    cdef real s[LANES]
-    cdef real u[LANES]
+    cdef real spare[STRIP]
+    cdef real exps[STRIP]
+    cdef real scale[STRIP]
     cdef real top[LANES]
     cdef double t[LANES]
     cdef double w[LANES]
-    cdef Py_ssize_t i = 0
+    cdef real m = reference[0]
+    cdef Py_ssize_t i = 0, k, vectors, n
     cdef int j
-    cdef const real* v0
-    cdef const real* v1
-    cdef const real* v2
-    cdef const real* v3
-    cdef real e0, e1, e2, e3
+    cdef const real* v
+    cdef const real* e
     for j in range(LANES):
-        m[j] = reference[j]
         top[j] = -INFINITY
         t[j] = w[j] = 0
-    while i + RUN <= count:
-        v0 = vector_at(x, i, patch, at)
-        v1 = vector_at(x, i + 1, patch, at)
-        v2 = vector_at(x, i + 2, patch, at)
-        v3 = vector_at(x, i + 3, patch, at)
-        fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        for j in range(LANES):
-            e0 = exp_up(v0[j] - m[j])
-            e1 = exp_up(v1[j] - m[j])
-            e2 = exp_up(v2[j] - m[j])
-            e3 = exp_up(v3[j] - m[j])
-            s[j] = (e0 + e1) + (e2 + e3)
-            u[j] = ((fall(m[j], v0[j]) * e0 + fall(m[j], v1[j]) * e1)
-                    + (fall(m[j], v2[j]) * e2 + fall(m[j], v3[j]) * e3))
-            top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
-        for j in range(LANES):
-            t[j] += s[j]
-            w[j] += u[j]
-        i += RUN
     while i < count:
-        v0 = vector_at(x, i, patch, at)
-        fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
-        for j in range(LANES):
-            s[j] = exp_up(v0[j] - m[j])
-            u[j] = fall(m[j], v0[j]) * s[j]
-            top[j] = larger(v0[j], top[j])
-        for j in range(LANES):
-            t[j] += s[j]
-            w[j] += u[j]
-        i += 1
+        vectors = STRIP // LANES if count - i > STRIP // LANES else count - i
+        n = vectors * LANES
+        v = strip_at(x, i, vectors, patch, at, spare)
+        fk_prefetch(next, i * LANES * sizeof(real), n * sizeof(real))
+        exp_strip(v, n, m, exps, scale)
+        e = exps
+        k = 0
+        while k + RUN <= vectors:
+            for j in range(LANES):
+                t[j] += (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j])
+                w[j] += ((fall(m, v[j]) * e[j] + fall(m, v[LANES + j]) * e[LANES + j])
+                         + (fall(m, v[2 * LANES + j]) * e[2 * LANES + j] + fall(m, v[3 * LANES + j]) * e[3 * LANES + j]))
+                top[j] = larger(larger(larger(v[j], v[LANES + j]), larger(v[2 * LANES + j], v[3 * LANES + j])), top[j])
+            e += RUN * LANES
+            v += RUN * LANES
+            k += RUN
+        while k < vectors:
+            for j in range(LANES):
+                t[j] += e[j]
+                w[j] += fall(m, v[j]) * e[j]
+                top[j] = larger(v[j], top[j])
+            e += LANES
+            v += LANES
+            k += 1
+        i += vectors
     for j in range(LANES):
         sums[j] = t[j]
         moments[j] = w[j]
@@ -480,65 +481,60 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real* out, double* sums, const char* next,
                           char* target) noexcept nogil:
     """out = 2^64 exp(x - maximum) of n elements, out may be x; and its sum per lane, as if it were of more digits than the
-    data: small ones added to a 1 one after another would all be rounded the same way. What will be read `next` and the lines of `target`, unless NULL, are
-    prefetched."""
+    data: small ones added to a 1 one after another would all be rounded the same way. What will be read `next` and the
+    lines of `target`, unless NULL, are prefetched."""
+    cdef real r[STRIP]
+    cdef real scale[STRIP]
     cdef real m[LANES]
-    cdef real a[LANES]
-    cdef real b[LANES]
-    cdef real e0[LANES]
-    cdef real e1[LANES]
-    cdef real e2[LANES]
-    cdef real e3[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef Py_ssize_t i = 0, rest
-    cdef int j
+    cdef Py_ssize_t i = 0, j, k, size
     cdef const real* v
     cdef real* w
     for j in range(LANES):
         m[j] = maxima[j]
         t[j] = t_lo[j] = 0
-    while i + RUN * LANES <= n:
-        v = x + i
-        w = out + i
-        fk_prefetch(next, i * sizeof(real), RUN * LANES * sizeof(real))
-        fk_prefetch_write(target, i * sizeof(real), RUN * LANES * sizeof(real))
-        for j in range(LANES):
-            e0[j] = exp_up(v[j] - m[j])
-            e1[j] = exp_up(v[LANES + j] - m[j])
-            e2[j] = exp_up(v[2 * LANES + j] - m[j])
-            e3[j] = exp_up(v[3 * LANES + j] - m[j])
-            a[j] = e0[j] + e1[j]
-            b[j] = e2[j] + e3[j]
-        for j in range(LANES):
-            w[j] = e0[j]
-            w[LANES + j] = e1[j]
-            w[2 * LANES + j] = e2[j]
-            w[3 * LANES + j] = e3[j]
-        for j in range(LANES):
-            if real is float:
-                t[j] += <double>a[j] + <double>b[j]
-            else:
-                two_sum_add(&t[j], &t_lo[j], a[j] + b[j])
-        i += RUN * LANES
-    fk_prefetch(next, i * sizeof(real), (n - i) * sizeof(real))
-    fk_prefetch_write(target, i * sizeof(real), (n - i) * sizeof(real))
     while i < n:
+        size = STRIP if n - i > STRIP else n - i
         v = x + i
         w = out + i
-        rest = n - i
-        for j in range(LANES):
-            a[j] = v[j] if j < rest else <real>-INFINITY
-        for j in range(LANES):
-            e0[j] = exp_up(a[j] - m[j])
-        for j in range(LANES):
-            if real is float:
-                t[j] += e0[j]
-            else:
-                two_sum_add(&t[j], &t_lo[j], e0[j])
-        for j in range(LANES if LANES < rest else rest):
-            w[j] = e0[j]
-        i += LANES
+        if size % LANES:
+            # The row's end: its last vector is filled up, and computed in r.
+            for j in range(size):
+                r[j] = v[j]
+            k = size + LANES - size % LANES
+            for j in range(size, k):
+                r[j] = -INFINITY
+            size = k
+            v = w = r
+        fk_prefetch(next, i * sizeof(real), size * sizeof(real))
+        for k in range(size // LANES):
+            for j in range(LANES):
+                exp_cut(v[k * LANES + j] - m[j], &r[k * LANES + j], &scale[k * LANES + j])
+        fk_prefetch_write(target, i * sizeof(real), size * sizeof(real))
+        for j in range(size // LANES * LANES):
+            w[j] = exp_join(r[j], scale[j])
+        k = 0
+        while k + RUN * LANES <= size:
+            for j in range(LANES):
+                if real is float:
+                    t[j] += (<double>(w[k + j] + w[k + LANES + j])
+                             + <double>(w[k + 2 * LANES + j] + w[k + 3 * LANES + j]))
+                else:
+                    two_sum_add(&t[j], &t_lo[j], (w[k + j] + w[k + LANES + j])
+                                + (w[k + 2 * LANES + j] + w[k + 3 * LANES + j]))
+            k += RUN * LANES
+        while k < size:
+            for j in range(LANES):
+                if real is float:
+                    t[j] += w[k + j]
+                else:
+                    two_sum_add(&t[j], &t_lo[j], w[k + j])
+            k += LANES
+        if w == r:
+            for j in range(n - i):
+                out[i + j] = r[j]
+        i += size
     for j in range(LANES):
         sums[j] = t[j] + t_lo[j]
 
@@ -639,37 +635,26 @@ cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char*
     settle_nans(tile, classes, k)
 
 
-cdef inline void map_vector(const real* v, real m, real k, bint log, real* w) noexcept nogil:
-    """64 results: exp(x - m) * k, with k = 2^-64 / sum, or (x - m) - k, with k = log(sum)."""
-    cdef int j
-    if log:
-        for j in range(LANES):
-            w[j] = (v[j] - m) - k
-    else:
-        for j in range(LANES):
-            w[j] = exp_up(v[j] - m) * k
-
-
 cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y) noexcept nogil:
-    """One row's block; y may be x. Each vector is computed whole before any of it is stored."""
-    cdef real w[LANES]
-    cdef Py_ssize_t i = 0, whole = n - n % LANES
-    cdef int j
+    """One row's block: exp(x - m) * k, with k = 2^-64 / sum, or (x - m) - k, with k = log(sum); y may be x."""
+    cdef real r[STRIP]
+    cdef real scale[STRIP]
+    cdef Py_ssize_t i = 0, j, size
     if k != k:
-        for i in range(n):
-            y[i] = NAN     # one NaN, see put_rows
+        for j in range(n):
+            y[j] = NAN     # one NaN, see put_rows
         return
-    while i < whole:
-        map_vector(x + i, m, k, log, w)
-        for j in range(LANES):
-            y[i + j] = w[j]
-        i += LANES
-    if whole < n:
-        for j in range(LANES):
-            w[j] = x[whole + j] if j < n - whole else <real>0
-        map_vector(w, m, k, log, w)
-        for j in range(n - whole):
-            y[whole + j] = w[j]
+    if log:
+        for j in range(n):
+            y[j] = (x[j] - m) - k
+        return
+    while i < n:
+        size = STRIP if n - i > STRIP else n - i
+        for j in range(size):
+            exp_cut(x[i + j] - m, &r[j], &scale[j])
+        for j in range(size):
+            y[i + j] = exp_join(r[j], scale[j]) * k
+        i += size
 
 
 cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noexcept nogil:
@@ -692,7 +677,7 @@ cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noex
 
 
 cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, double* k) noexcept nogil:
-    """What map_vector calls k; NaN where the row has no softmax (a +inf, or nothing above -inf)."""
+    """What map_block calls k; NaN where the row has no softmax (a +inf, or nothing above -inf)."""
     cdef Py_ssize_t g, j
     cdef int i
     cdef double hi, lo, y

@@ -257,6 +257,22 @@ FK_DEFINE_COPY_LANES(fk_copy_lanes_f64, double)
 FK_DEFINE_OUTSIDE(fk_outside_f32, float, uint32_t)
 FK_DEFINE_OUTSIDE(fk_outside_f64, double, uint64_t)
 
+/* Half of a double or the whole of a float, the i-th such word from x on; and which one holds the exponent of the j-th
+   number. */
+FK_INLINE uint32_t fk_half_word(const void *x, ptrdiff_t i) {
+    uint32_t word;
+    memcpy(&word, (const char *)x + 4 * i, 4);
+    return word;
+}
+
+FK_INLINE ptrdiff_t fk_top_word(ptrdiff_t j, ptrdiff_t itemsize) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return itemsize == 4 ? j : 2 * j;
+#else
+    return itemsize == 4 ? j : 2 * j + 1;
+#endif
+}
+
 /* ---- streaming ---------------------------------------------------------------------------------------------------
  * A non-temporal store spares the read that a plain store makes of the line it is about to overwrite. It pays only
  * where the output leaves the last-level cache anyway. Head and tail up to a 64-byte boundary are stored plainly.
