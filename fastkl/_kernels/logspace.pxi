@@ -512,7 +512,7 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real*
             for j in range(LANES):
                 exp_cut(v[k * LANES + j] - m[j], &r[k * LANES + j], &scale[k * LANES + j])
         fk_prefetch_write(target, i * sizeof(real), size * sizeof(real))
-        for j in range(size // LANES * LANES):
+        for j in range(size & -LANES):     # a mask: gcc sees that no remainder is left
             w[j] = exp_join(r[j], scale[j])
         k = 0
         while k + RUN * LANES <= size:
@@ -635,26 +635,37 @@ cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char*
     settle_nans(tile, classes, k)
 
 
-cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y) noexcept nogil:
-    """One row's block: exp(x - m) * k, with k = 2^-64 / sum, or (x - m) - k, with k = log(sum); y may be x."""
-    cdef real r[STRIP]
-    cdef real scale[STRIP]
-    cdef Py_ssize_t i = 0, j, size
-    if k != k:
-        for j in range(n):
-            y[j] = NAN     # one NaN, see put_rows
-        return
+cdef inline void map_vector(const real* v, real m, real k, bint log, real* w) noexcept nogil:
+    """64 results: exp(x - m) * k, with k = 2^-64 / sum, or (x - m) - k, with k = log(sum)."""
+    cdef int j
     if log:
-        for j in range(n):
-            y[j] = (x[j] - m) - k
+        for j in range(LANES):
+            w[j] = (v[j] - m) - k
+    else:
+        for j in range(LANES):
+            w[j] = exp_up(v[j] - m) * k
+
+
+cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y) noexcept nogil:
+    """One row's block; y may be x. Each vector is computed whole before any of it is stored."""
+    cdef real w[LANES]
+    cdef Py_ssize_t i = 0, whole = n - n % LANES
+    cdef int j
+    if k != k:
+        for i in range(n):
+            y[i] = NAN     # one NaN, see put_rows
         return
-    while i < n:
-        size = STRIP if n - i > STRIP else n - i
-        for j in range(size):
-            exp_cut(x[i + j] - m, &r[j], &scale[j])
-        for j in range(size):
-            y[i + j] = exp_join(r[j], scale[j]) * k
-        i += size
+    while i < whole:
+        map_vector(x + i, m, k, log, w)
+        for j in range(LANES):
+            y[i + j] = w[j]
+        i += LANES
+    if whole < n:
+        for j in range(LANES):
+            w[j] = x[whole + j] if j < n - whole else <real>0
+        map_vector(w, m, k, log, w)
+        for j in range(n - whole):
+            y[whole + j] = w[j]
 
 
 cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noexcept nogil:
@@ -677,7 +688,7 @@ cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noex
 
 
 cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, double* k) noexcept nogil:
-    """What map_block calls k; NaN where the row has no softmax (a +inf, or nothing above -inf)."""
+    """What map_vector calls k; NaN where the row has no softmax (a +inf, or nothing above -inf)."""
     cdef Py_ssize_t g, j
     cdef int i
     cdef double hi, lo, y
