@@ -490,50 +490,47 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real*
     cdef double t_lo[LANES]
     cdef Py_ssize_t i = 0, j, k, size
     cdef const real* v
-    cdef real* w
     for j in range(LANES):
         m[j] = maxima[j]
         t[j] = t_lo[j] = 0
     while i < n:
         size = STRIP if n - i > STRIP else n - i
         v = x + i
-        w = out + i
         if size % LANES:
-            # The row's end: its last vector is filled up, and computed in r.
+            # The row's end: its last vector is filled up.
             for j in range(size):
                 r[j] = v[j]
             k = size + LANES - size % LANES
             for j in range(size, k):
                 r[j] = -INFINITY
             size = k
-            v = w = r
+            v = r
         fk_prefetch(next, i * sizeof(real), size * sizeof(real))
         for k in range(size // LANES):
             for j in range(LANES):
                 exp_cut(v[k * LANES + j] - m[j], &r[k * LANES + j], &scale[k * LANES + j])
         fk_prefetch_write(target, i * sizeof(real), size * sizeof(real))
         for j in range(size & -LANES):     # a mask: gcc sees that no remainder is left
-            w[j] = exp_join(r[j], scale[j])
+            r[j] = exp_join(r[j], scale[j])
         k = 0
         while k + RUN * LANES <= size:
             for j in range(LANES):
                 if real is float:
-                    t[j] += (<double>(w[k + j] + w[k + LANES + j])
-                             + <double>(w[k + 2 * LANES + j] + w[k + 3 * LANES + j]))
+                    t[j] += (<double>(r[k + j] + r[k + LANES + j])
+                             + <double>(r[k + 2 * LANES + j] + r[k + 3 * LANES + j]))
                 else:
-                    two_sum_add(&t[j], &t_lo[j], (w[k + j] + w[k + LANES + j])
-                                + (w[k + 2 * LANES + j] + w[k + 3 * LANES + j]))
+                    two_sum_add(&t[j], &t_lo[j], (r[k + j] + r[k + LANES + j])
+                                + (r[k + 2 * LANES + j] + r[k + 3 * LANES + j]))
             k += RUN * LANES
         while k < size:
             for j in range(LANES):
                 if real is float:
-                    t[j] += w[k + j]
+                    t[j] += r[k + j]
                 else:
-                    two_sum_add(&t[j], &t_lo[j], w[k + j])
+                    two_sum_add(&t[j], &t_lo[j], r[k + j])
             k += LANES
-        if w == r:
-            for j in range(n - i):
-                out[i + j] = r[j]
+        for j in range(size if size < n - i else n - i):
+            out[i + j] = r[j]
         i += size
     for j in range(LANES):
         sums[j] = t[j] + t_lo[j]
