@@ -32,12 +32,8 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
             target = gapless(plan, &plan.out, row, LANES, x)
             softmax_across[real](x, classes, next, target)
         else:
-            for j in range(first, first + n if plan.has_labels else first):
-                a.index[j] = read_label(plan, row + j)
-                a.label[j] = 0
-                if a.index[j] >= 0:
-                    a.label[j] = x[a.index[j] * LANES + j - first]
-                    x[a.index[j] * LANES + j - first] = -INFINITY
+            if plan.has_labels:
+                take_labels[real](plan, row + first, n, x, &a, first)
             if plan.op == LOG_SOFTMAX:
                 target = gapless(plan, &plan.out, row, LANES, x)
             logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, next, target, &a, first)
@@ -293,7 +289,7 @@ cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
     if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
         finish_rows[real](plan, row, rows, a, scratch)
         return
-    map_factors(a, rows, plan.op == LOG_SOFTMAX, k)
+    map_factors(a, rows, plan.op == LOG_SOFTMAX, real is float, k)
     while i < rows:
         n = group if i + group < rows else rows - i
         map_rows[real](plan, row + i, n, 0, plan.classes, a.m + i, k + i, scratch)
@@ -386,16 +382,16 @@ cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
     cdef double extra[TILE]
     cdef Py_ssize_t j, kept = 0
     if plan.op == LOGSUMEXP:
-        finish_logsumexp(a, rows, result)
+        finish_logsumexp(a, rows, real is float, result)
     elif plan.op == WEIGHTED_LOGSUMEXP:
         finish_weighted(a, rows, plan.has_sign, result, extra)
     elif plan.op == SOFTMAX_CROSS_ENTROPY:
-        finish_label_loss(a, rows, result)
+        finish_label_loss(a, rows, real is float, result)
         for j in range(rows):
             kept += a.index[j] != IGNORED
         fk_add_count(&plan.kept, kept)
     elif plan.op == ENTROPY_OF_LOGITS:
-        finish_entropy_of_logits(a, rows, plan.scale, result)
+        finish_entropy_of_logits(a, rows, plan.scale, real is float, result)
     elif is_pointwise(plan.op):
         finish_terms(plan, a, row, rows, result)
     else:
@@ -473,7 +469,7 @@ cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch,
         finish_rows[real](plan, plan.first_row, rows, &a, scratch)
         fk_restore_mode(mode)
         return
-    map_factors(&a, rows, plan.op == LOG_SOFTMAX, k)
+    map_factors(&a, rows, plan.op == LOG_SOFTMAX, real is float, k)
     fk_restore_mode(mode)
     for t in prange(rows * chunks, num_threads=threads, schedule="static"):
         map_chunk[real](plan, t, chunks, &a, k, scratch + threadid() * stride)

@@ -19,6 +19,8 @@ cdef extern from "vmath.h" nogil:
     double exp_any_f64(double x)
     void log1p_split_f64(double y, double* hi, double* lo)
     double log1p_f64(double y)
+    void log1p_sum_split_f64(double y, double* hi, double* lo)
+    double log1p_sum_f32(double y)
     float kl_term_f32(float p, float q)
     double kl_term_f64(double p, double q)
     double kl_term_any_f64(double p, double q, double q_lo)
@@ -66,6 +68,7 @@ cdef extern from "memory.h" nogil:
     unsigned int fk_default_mode()
     void fk_restore_mode(unsigned int found)
     uint64_t fk_label(const char* p, int storage, int swap)
+    void fk_labels(const char* p, Py_ssize_t stride, Py_ssize_t n, int storage, int swap, uint64_t* labels)
     void fk_record_bad_label(Py_ssize_t* bad_row, uint64_t* bad_label, char* lock, Py_ssize_t row, uint64_t label)
     void fk_add_count(Py_ssize_t* count, Py_ssize_t n)
 

@@ -133,8 +133,8 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, c
 
 cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bint moments, double* sums, double* moment,
                          double* ties, const char* next, char* target) noexcept nogil:
-    """Per lane, where the maximum is known: 2^64 times the sum of exp(x - maximum) over the elements below it, the number
-    of those that equal it, and if asked 2^64 times the sum of (maximum - x) exp(x - maximum). What will be read `next`
+    """Per lane, where the maximum is known: the sum of exp(x - maximum) over the elements below it, the number of those
+    that equal it, and if asked the sum of (maximum - x) exp(x - maximum). What will be read `next`
     and the lines of `target`, unless NULL, are prefetched meanwhile."""
     cdef real m[LANES]
     cdef real s[LANES]
@@ -178,8 +178,8 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
             t[j] += s[j]
             w[j] += u[j]
     for j in range(LANES):
-        sums[j] = t[j]
-        moment[j] = w[j]
+        sums[j] = t[j] * FK_DOWN
+        moment[j] = w[j] * FK_DOWN
         ties[j] = <double>hits32[j] if real is float else <double>hits64[j]
 
 
@@ -381,9 +381,6 @@ cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, c
         a.m[first + j] = top[j]
         a.s_lo[first + j] = a.u_lo[first + j] = 0
     tied_sum_lanes(tile, classes, top, moments, a.s + first, a.u + first, a.c + first, next, target)
-    for j in range(LANES):
-        a.s[first + j] *= FK_DOWN
-        a.u[first + j] *= FK_DOWN
 
 
 cdef void merge_logsumexp(State* st, State* other) noexcept nogil:
@@ -409,21 +406,27 @@ cdef inline double excess(const Sums* a, Py_ssize_t j) noexcept nogil:
     return ((a.c[j] - 1) + a.s[j]) + a.s_lo[j]
 
 
-cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, double* out) noexcept nogil:
+cdef inline Py_ssize_t whole_groups(Py_ssize_t rows) noexcept nogil:
+    """Rows as whole vectors of 8: what the lanes past the last row hold is computed, too, and not looked at."""
+    return (rows + 7) // 8 * 8
+
+
+cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, bint single, double* out) noexcept nogil:
     """m + log(c + s). The log comes as k ln 2 + rest: m + k ln 2 is added exactly first, so that nothing is lost where m is
-    near -log(c + s)."""
+    near -log(c + s). single: for results in float, which a double has digits enough for."""
     cdef double hi, lo, sum, b, tail
-    cdef Py_ssize_t g, j
-    cdef int i
-    for g in range(0, rows, 8):
-        for i in range(8):
-            j = g + i
-            log1p_split_f64(excess(a, j), &hi, &lo)
-            sum = a.m[j] + hi
-            b = sum - a.m[j]
-            tail = (a.m[j] - (sum - b)) + (hi - b)
-            tail = tail if tail == tail else 0       # m infinite
-            out[j] = sum + (tail + lo)
+    cdef Py_ssize_t j, whole = whole_groups(rows)
+    if single:
+        for j in range(whole):
+            out[j] = a.m[j] + log1p_sum_f32(excess(a, j))
+        return
+    for j in range(whole):
+        log1p_sum_split_f64(excess(a, j), &hi, &lo)
+        sum = a.m[j] + hi
+        b = sum - a.m[j]
+        tail = (a.m[j] - (sum - b)) + (hi - b)
+        tail = tail if tail == tail else 0       # m infinite
+        out[j] = sum + (tail + lo)
 
 
 cdef void finish_weighted(const Sums* a, Py_ssize_t rows, bint signed, double* out, double* sign) noexcept nogil:
@@ -457,20 +460,25 @@ cdef void finish_weighted(const Sums* a, Py_ssize_t rows, bint signed, double* o
             out[j] = sum + (tail + (lo + k * LN2_LO_F64))
 
 
-cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale, double* out) noexcept nogil:
-    """H = log(c + s) + u / (c + s): both parts are >= 0 up to the rounding of m, so nothing cancels."""
-    cdef Py_ssize_t g, j
-    cdef int i
-    cdef double hi, lo, y
-    for g in range(0, rows, 8):
-        for i in range(8):
-            j = g + i
-            y = excess(a, j)
-            log1p_split_f64(y, &hi, &lo)
-            y = ((hi + lo) + (a.u[j] + a.u_lo[j]) / (1 + y)) * scale
-            # no distribution: an infinite logit, or none above -inf
-            y = NAN if a.m[j] == INFINITY else y
-            out[j] = NAN if a.c[j] + a.s[j] == 0 else y
+cdef inline double entropy_of(const Sums* a, Py_ssize_t j, double log_sum, double scale) noexcept nogil:
+    cdef double y = (log_sum + (a.u[j] + a.u_lo[j]) / (1 + excess(a, j))) * scale
+    # no distribution: an infinite logit, or none above -inf
+    y = NAN if a.m[j] == INFINITY else y
+    return NAN if a.c[j] + a.s[j] == 0 else y
+
+
+cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale, bint single, double* out) noexcept nogil:
+    """H = log(c + s) + u / (c + s): both parts are >= 0 up to the rounding of m, so nothing cancels. single: as in
+    finish_logsumexp."""
+    cdef Py_ssize_t j, whole = whole_groups(rows)
+    cdef double hi, lo
+    if single:
+        for j in range(whole):
+            out[j] = entropy_of(a, j, log1p_sum_f32(excess(a, j)), scale)
+        return
+    for j in range(whole):
+        log1p_sum_split_f64(excess(a, j), &hi, &lo)
+        out[j] = entropy_of(a, j, hi + lo, scale)
 
 
 # ---- softmax and log_softmax ----------------------------------------------------------------------------------------------
@@ -680,7 +688,7 @@ cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noex
     cdef Py_ssize_t c
     cdef int j
     cdef real* v
-    map_factors(a, LANES, True, extra)
+    map_factors(a, LANES, True, real is float, extra)
     for j in range(LANES):
         m[j] = <real>a.m[j]
         k[j] = <real>extra[j]
@@ -691,19 +699,21 @@ cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noex
     settle_nans(tile, classes, k)
 
 
-cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, double* k) noexcept nogil:
-    """What map_vector calls k; NaN where the row has no softmax (a +inf, or nothing above -inf)."""
-    cdef Py_ssize_t g, j
-    cdef int i
-    cdef double hi, lo, y
-    for g in range(0, rows, 8):
-        for i in range(8):
-            j = g + i
-            y = excess(a, j)
-            if log:
-                log1p_split_f64(y, &hi, &lo)
-                y = hi + lo
-            else:
-                y = FK_DOWN / (1 + y)
-            y = NAN if a.m[j] == INFINITY else y
-            k[j] = NAN if a.c[j] + a.s[j] == 0 else y
+cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, bint single, double* k) noexcept nogil:
+    """What map_vector calls k; NaN where the row has no softmax (a +inf, or nothing above -inf). single: as in
+    finish_logsumexp."""
+    cdef Py_ssize_t j, whole = whole_groups(rows)
+    cdef double hi, lo
+    if log and single:
+        for j in range(whole):
+            k[j] = log1p_sum_f32(excess(a, j))
+    elif log:
+        for j in range(whole):
+            log1p_sum_split_f64(excess(a, j), &hi, &lo)
+            k[j] = hi + lo
+    else:
+        for j in range(whole):
+            k[j] = FK_DOWN / (1 + excess(a, j))
+    for j in range(whole):
+        k[j] = NAN if a.m[j] == INFINITY else k[j]
+        k[j] = NAN if a.c[j] + a.s[j] == 0 else k[j]

@@ -350,6 +350,25 @@ FK_INLINE uint64_t fk_label(const char *p, int storage, int swap) {
     }
 }
 
+/* The labels of n rows, which lie `stride` bytes apart. */
+#define FK_LABEL_RUN(WORD, SIGNED)                                                                   \
+    do {                                                                                             \
+        for (i = 0; i < n; i++)                                                                      \
+            labels[i] = (uint64_t)(int64_t)(SIGNED)*(const volatile WORD *)(p + i * stride);         \
+        return;                                                                                      \
+    } while (0)
+
+static void fk_labels(const char *p, ptrdiff_t stride, ptrdiff_t n, int storage, int swap, uint64_t *labels) {
+    ptrdiff_t i;
+    if (!swap && (((uintptr_t)p | (uintptr_t)stride) & 7) == 0) {
+        if (storage == FK_I64 || storage == FK_U64) FK_LABEL_RUN(uint64_t, int64_t);
+    }
+    if (!swap && (((uintptr_t)p | (uintptr_t)stride) & 3) == 0) {
+        if (storage == FK_I32) FK_LABEL_RUN(uint32_t, int32_t);
+    }
+    for (i = 0; i < n; i++) labels[i] = fk_label(p + i * stride, storage, swap);
+}
+
 /* Keep the smallest row seen, with its label: called only where a label is out of range. */
 static void fk_record_bad_label(ptrdiff_t *bad_row, uint64_t *bad_label, char *lock, ptrdiff_t row, uint64_t label) {
     while (__atomic_test_and_set(lock, __ATOMIC_ACQUIRE)) {

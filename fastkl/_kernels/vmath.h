@@ -288,6 +288,49 @@ VMATH double log1p_f64(double y) {
     return hi == 0.0 ? lo : hi + lo; /* +0 + -0 would be +0 */
 }
 
+/* 1 + y = 2^k (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)], for a sum of exponentials less one of them: y = -1 (the sum is 0),
+ * 0 <= y < 2^1000 or NaN. Of y no digit is lost: f is rounded once, and is y where k is 0. */
+VMATH double split_sum_f64(double y, double *k) {
+    const double u = 1.0 + y;
+    const uint64_t kb = (bits_f64(u) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu)) >> 52;
+    const double scale = double_of((2046u - kb) << 52); /* 2^-k */
+    *k = double_of(kb | bits_f64(0x1p52)) - (0x1p52 + 1023.0);
+    return FMA_F64(y, scale, scale - 1.0);
+}
+
+/* log(1 + y) = hi + lo as log1p_split_f64 has it, in fewer steps.
+ *
+ * Domain: that of split_sum_f64.
+ * Error of hi + lo: 0.95 ulp (0.95). 0: lo = 0; denormals: lo = y; -1: lo = -inf; NaN: lo = NaN. */
+VMATH void log1p_sum_split_f64(double y, double *hi, double *lo) {
+    double k;
+    const double f = split_sum_f64(y, &k);
+    const double half_square = 0.5 * f * f;
+    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(f, half_square));
+    const double result = f - (half_square - tail);
+    *lo = y == -1.0 ? -__builtin_inf() : result;
+    *hi = k * LN2_HI_F64;
+}
+
+/* log(1 + y), for a result that is rounded to float: by the float's polynomial, in double.
+ *
+ * Domain: that of split_sum_f64.
+ * Error: 2^-27 of the result. 0: 0; denormals: y; -1: -inf; NaN: NaN. */
+VMATH double log1p_sum_f32(double y) {
+    double k;
+    const double f = split_sum_f64(y, &k);
+    double p = LOG_F32[7];
+    p = FMA_F64(p, f, (double)LOG_F32[6]);
+    p = FMA_F64(p, f, (double)LOG_F32[5]);
+    p = FMA_F64(p, f, (double)LOG_F32[4]);
+    p = FMA_F64(p, f, (double)LOG_F32[3]);
+    p = FMA_F64(p, f, (double)LOG_F32[2]);
+    p = FMA_F64(p, f, (double)LOG_F32[1]);
+    p = FMA_F64(p, f, (double)LOG_F32[0]);
+    const double result = FMA_F64(k, LN2_HI_F64 + LN2_LO_F64, FMA_F64(f * f, FMA_F64(p, f, -0.5), f));
+    return y == -1.0 ? -__builtin_inf() : result;
+}
+
 /* k such that 2^k q is near p. Only to choose it: p below 2^-125, 0 too, adds less than 2^-29 q to a KL term. The
  * difference of the bits is about log2(p/q) 2^23 (linear between powers of two). Rounding it up from 261/512 loses fewest
  * digits of the KL term where k changes; p / (2^k q) is then in [0.67, 1.51]. */
