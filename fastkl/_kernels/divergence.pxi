@@ -110,6 +110,74 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
             odd[j] = odd64[j] >> 63
 
 
+cdef loop kl_across_lanes(const float* p, const float* q, Py_ssize_t count, bint differs, double* sums,
+                          double* differences, int* odd, const char* p_next, const char* q_next) noexcept nogil:
+    """kl_lanes of whole float vectors, to the same bits, for at most ACROSS of them. The terms of 16 lanes, which stay in
+    registers, are summed by runs, and after that the runs and the differences in double. A number's bits grow with it, and
+    those of a negative one are the largest without, the smallest with a sign: two comparisons tell what is outside."""
+    cdef float runs[RUNS * LANES]
+    cdef float s[16]
+    cdef uint32_t most[16]
+    cdef int32_t least[16]
+    cdef uint32_t p_most[LANES]
+    cdef int32_t q_least[LANES]
+    cdef double t[LANES]
+    cdef double d[LANES]
+    cdef uint32_t high = bits_f32(largest(<float>0)), word
+    cdef int32_t low = <int32_t>bits_f32(smallest_q(<float>0)), signed_word
+    cdef Py_ssize_t i, stop, g = 0
+    cdef int j
+    cdef const float* x
+    cdef const float* y
+    cdef float* run
+    while g < LANES:
+        for j in range(16):
+            most[j] = 0
+            least[j] = 0x7fffffff
+        x = p + g
+        y = q + g
+        run = runs + g
+        i = 0
+        while i < count:
+            stop = i + RUN if i + RUN < count else count
+            for j in range(16):
+                s[j] = 0
+            while i < stop:
+                fk_prefetch(p_next, (i * LANES + g) * sizeof(float), 16 * sizeof(float))
+                fk_prefetch(q_next, (i * LANES + g) * sizeof(float), 16 * sizeof(float))
+                for j in range(16):
+                    s[j] += kl_term_f32(x[j], y[j])
+                    word = bits_f32(x[j])
+                    signed_word = <int32_t>bits_f32(y[j])
+                    most[j] = word if word > most[j] else most[j]
+                    least[j] = signed_word if signed_word < least[j] else least[j]
+                x += LANES
+                y += LANES
+                i += 1
+            for j in range(16):
+                run[j] = s[j]
+            run += LANES
+        for j in range(16):
+            p_most[g + j] = most[j]
+            q_least[g + j] = least[j]
+        g += 16
+    for j in range(LANES):
+        t[j] = d[j] = 0
+    for i in range((count + RUN - 1) // RUN):
+        run = runs + i * LANES
+        for j in range(LANES):
+            t[j] += run[j]
+    for i in range(count if differs else 0):
+        x = p + i * LANES
+        y = q + i * LANES
+        for j in range(LANES):
+            d[j] += <double>(x[j] - y[j])
+    for j in range(LANES):
+        sums[j] = t[j]
+        differences[j] = d[j]
+        odd[j] = (p_most[j] > high) | (q_least[j] < low)
+
+
 cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, const Py_ssize_t* at, double* sums,
                         int* odd, const char* p_next) noexcept nogil:
     """-p log p."""
@@ -248,14 +316,19 @@ cdef void fast_lanes(int op, const real* p, const real* q, Py_ssize_t count, con
                      int* odd, const char* p_next, const char* q_next) noexcept nogil:
     """The operation's fast loop, while what will be read next, unless NULL, is prefetched. odd also marks lanes whose sum
     is not finite, or so small that its terms may have lost digits to denormals."""
-    cdef int j
-    cdef double size, least = smallest_q(p[0])
+    cdef double least = smallest_q(p[0])
     if op == ENTROPY:
         entropy_lanes(p, count, p_patch, at, sums, odd, p_next)
     elif op == CROSS_ENTROPY:
         cross_entropy_lanes(p, q, count, p_patch, q_patch, at, sums, odd, p_next, q_next)
     else:
         kl_lanes(op, p, q, count, p_patch, q_patch, at, sums, differences, differences_lo, masses, odd, p_next, q_next)
+    mark_odd_sums(sums, least, odd)
+
+
+cdef inline void mark_odd_sums(const double* sums, double least, int* odd) noexcept nogil:
+    cdef double size
+    cdef int j
     for j in range(LANES):
         size = sums[j] if sums[j] > 0 else -sums[j]
         odd[j] |= (size - size != 0) | ((size > 0) & (size < least))
@@ -313,7 +386,13 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
         a.s_lo[first + j] = a.v_lo[first + j] = 0
-    fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next, q_next)
+    if real is float and (op == KL or op == GENERALIZED_KL):
+        for j in range(LANES):
+            a.u_lo[first + j] = a.v[first + j] = 0
+        kl_across_lanes(<const float*>p, <const float*>q, classes, op == KL, a.s + first, a.u + first, odd, p_next, q_next)
+        mark_odd_sums(a.s + first, smallest_q(p[0]), odd)
+    else:
+        fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next, q_next)
     for j in range(rows):
         any_odd |= odd[j]
     if any_odd:

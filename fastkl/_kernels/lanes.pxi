@@ -8,7 +8,7 @@
 
 cimport cython
 from libc.math cimport INFINITY, NAN
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "vmath.h" nogil:
     float exp_up_f32(float x)
@@ -25,6 +25,7 @@ cdef extern from "vmath.h" nogil:
     double kl_term_f64(double p, double q)
     double kl_term_any_f64(double p, double q, double q_lo)
     double xlogy_any_f64(double x, double y)
+    uint32_t bits_f32(float x)
     const double LN2_HI_F64     # few bits: k LN2_HI_F64 is exact
     const double LN2_LO_F64
 
@@ -96,6 +97,7 @@ cdef enum:
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
+    RUNS = 64        # = ACROSS / RUN: in a short row
     MAXDIM = 64      # NumPy's own limit
 
 
