@@ -624,6 +624,49 @@ cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t
             y[i] = NAN     # one NaN, see put_rows
 
 
+cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, double* sums, const char* next,
+                           char* target) noexcept nogil:
+    """exp_store_lanes of a tile of short rows, in place: 16 lanes' exponentials at a time, which stay in registers, and then
+    their sums, two of them added in the data's own type."""
+    cdef real m[16]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef Py_ssize_t c, g = 0
+    cdef int j
+    cdef real* v
+    cdef const real* w
+    while g < LANES:
+        for j in range(16):
+            m[j] = maxima[g + j]
+        v = tile + g
+        for c in range(classes):
+            fk_prefetch(next, (c * LANES + g) * sizeof(real), 16 * sizeof(real))
+            fk_prefetch_write(target, (c * LANES + g) * sizeof(real), 16 * sizeof(real))
+            for j in range(16):
+                v[j] = exp_up(v[j] - m[j])
+            v += LANES
+        g += 16
+    for j in range(LANES):
+        t[j] = t_lo[j] = 0
+    for c in range(classes // 2):
+        v = tile + 2 * c * LANES
+        w = v + LANES
+        for j in range(LANES):
+            if real is float:
+                t[j] += v[j] + w[j]
+            else:
+                two_sum_add(&t[j], &t_lo[j], v[j] + w[j])
+    if classes % 2:
+        v = tile + (classes - 1) * LANES
+        for j in range(LANES):
+            if real is float:
+                t[j] += v[j]
+            else:
+                two_sum_add(&t[j], &t_lo[j], v[j])
+    for j in range(LANES):
+        sums[j] = t[j] + t_lo[j]
+
+
 cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char* target) noexcept nogil:
     """A tile of short rows, in place."""
     cdef real m[LANES]
@@ -637,7 +680,7 @@ cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char*
     max_lanes(tile, classes, tile, at, m)
     for j in range(LANES):
         m[j] = lowest(m[j]) if m[j] == -INFINITY else m[j]
-    exp_store_lanes(tile, classes * LANES, m, tile, sums, next, target)
+    exp_across_lanes(tile, classes, m, sums, next, target)
     for j in range(LANES):
         k[j] = <real>softmax_factor(m[j], sums[j])
     for c in range(classes):
