@@ -301,7 +301,8 @@ VMATH double split_sum_f64(double y, double *k) {
 /* log(1 + y) = hi + lo as log1p_split_f64 has it, in fewer steps.
  *
  * Domain: that of split_sum_f64.
- * Error of hi + lo: 1.4 ulp (1.4); of lo, where hi is not 0: 0.35 2^-52. 0: lo = 0; denormals: lo = y; -1: lo = -inf; NaN: lo = NaN. */
+ * Error of hi + lo: 1.4 ulp (1.4); of lo, where hi is not 0: 0.35 2^-52.
+ * 0: lo = 0; denormals: lo = y; -1: lo = -inf; NaN: lo = NaN. */
 VMATH void log1p_sum_split_f64(double y, double *hi, double *lo) {
     double k;
     const double f = split_sum_f64(y, &k);
