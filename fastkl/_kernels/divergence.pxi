@@ -112,9 +112,10 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
 
 cdef loop kl_across_lanes(const float* p, const float* q, Py_ssize_t count, bint differs, double* sums,
                           double* differences, int* odd, const char* p_next, const char* q_next) noexcept nogil:
-    """kl_lanes of whole float vectors, to the same bits, for at most ACROSS of them. The terms of 16 lanes, which stay in
-    registers, are summed by runs, and after that the runs and the differences in double. A number's bits grow with it, and
-    those of a negative one are the largest without, the smallest with a sign: two comparisons tell what is outside."""
+    """kl_lanes of whole float vectors, to the same bits, for at most ACROSS of them. The terms of 16 lanes, which stay
+    in registers, are summed by runs, and after that the runs and the differences in double. A number's bits grow with
+    it, and those of a negative one are the largest without, the smallest with a sign: two comparisons tell what is
+    outside."""
     cdef float runs[RUNS * LANES]
     cdef float s[16]
     cdef uint32_t most[16]
@@ -389,10 +390,12 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     if real is float and (op == KL or op == GENERALIZED_KL):
         for j in range(LANES):
             a.u_lo[first + j] = a.v[first + j] = 0
-        kl_across_lanes(<const float*>p, <const float*>q, classes, op == KL, a.s + first, a.u + first, odd, p_next, q_next)
+        kl_across_lanes(<const float*>p, <const float*>q, classes, op == KL, a.s + first, a.u + first, odd, p_next,
+                        q_next)
         mark_odd_sums(a.s + first, smallest_q(p[0]), odd)
     else:
-        fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next, q_next)
+        fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next,
+                   q_next)
     for j in range(rows):
         any_odd |= odd[j]
     if any_odd:

@@ -17,9 +17,10 @@ cdef inline Py_ssize_t read_label(Plan* plan, Py_ssize_t row) noexcept nogil:
     return class_of(plan, row, fk_label(row_pointer(plan, &plan.labels, row), plan.labels.storage, plan.labels.swap))
 
 
-cdef void take_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, Sums* a, Py_ssize_t first) noexcept nogil:
-    """The labels of up to LANES short rows, to places first .. first + rows of the sums, and their logits, which are taken
-    out of the tile. Each label is loaded once."""
+cdef void take_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, Sums* a,
+                      Py_ssize_t first) noexcept nogil:
+    """The labels of up to LANES short rows, to places first .. first + rows of the sums, and their logits, which are
+    taken out of the tile. Each label is loaded once."""
     cdef uint64_t labels[LANES]
     cdef Py_ssize_t j, c
     cdef real* x
@@ -50,8 +51,8 @@ cdef inline double label_loss(double m, double y, double label, Py_ssize_t index
 
 
 cdef void finish_label_loss(const Sums* a, Py_ssize_t rows, bint single, double* out) noexcept nogil:
-    """loss = softplus(z), z = m + log(c + s) - x_label, without forming z where that would lose digits. single: for results
-    in float, whose last digit bears the float's exponential of the rounded difference."""
+    """loss = softplus(z), z = m + log(c + s) - x_label, without forming z where that would lose digits. single: for
+    results in float, whose last digit bears the float's exponential of the rounded difference."""
     cdef double t, e, y, rest, loss, hi, lo
     cdef float fall[TILE]
     cdef Py_ssize_t j, whole = whole_groups(rows)

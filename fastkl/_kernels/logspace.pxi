@@ -467,7 +467,8 @@ cdef inline double entropy_of(const Sums* a, Py_ssize_t j, double log_sum, doubl
     return NAN if a.c[j] + a.s[j] == 0 else y
 
 
-cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale, bint single, double* out) noexcept nogil:
+cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale, bint single,
+                                   double* out) noexcept nogil:
     """H = log(c + s) + u / (c + s): both parts are >= 0 up to the rounding of m, so nothing cancels. single: as in
     finish_logsumexp."""
     cdef Py_ssize_t j, whole = whole_groups(rows)
@@ -626,8 +627,8 @@ cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t
 
 cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, double* sums, const char* next,
                            char* target) noexcept nogil:
-    """exp_store_lanes of a tile of short rows, in place: 16 lanes' exponentials at a time, which stay in registers, and then
-    their sums, two of them added in the data's own type."""
+    """exp_store_lanes of a tile of short rows, in place: 16 lanes' exponentials at a time, which stay in registers, and
+    then their sums, two of them added in the data's own type."""
     cdef real m[16]
     cdef double t[LANES]
     cdef double t_lo[LANES]

@@ -137,8 +137,8 @@ FK_DEFINE_STORE_TILE(fk_store_tile_f64, double)
 /* ---- transposes in registers ------------------------------------------------------------------------------------
  * Short rows are worked on across rows: 32 rows of C classes become C vectors of 32 lanes. A 32-byte square (8 x 8
  * floats, 4 x 4 doubles) is transposed in registers, and where a row ends in or is less than half of one, 16 bytes of
- * each row; written with GNU vector shuffles, so one source serves every instruction set. Fewer rows or classes than that
- * take the scalar path.
+ * each row; written with GNU vector shuffles, so one source serves every instruction set. Fewer rows or classes than
+ * that take the scalar path.
  */
 typedef float fk_v8f __attribute__((vector_size(32), aligned(4), may_alias));
 typedef double fk_v4d __attribute__((vector_size(32), aligned(8), may_alias));
@@ -261,10 +261,10 @@ FK_INLINE void fk_scatter_f64(double *dst, ptrdiff_t dstride, const double *src,
     fk_part_f64(dst + dstride, dst + 3 * dstride, __builtin_shuffle(a, b, hi64));
 }
 
-/* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square or
-   patch overlaps its neighbour and writes the same numbers again. transpose reads one stretch of the source (a row) after
-   the other, spread writes one stretch of the target after the other; where there are gaps between those, the ones a few
-   squares further on are prefetched, every line of them: the hardware does not see that pattern. */
+/* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
+   or patch overlaps its neighbour and writes the same numbers again. transpose reads one stretch of the source (a row)
+   after the other, spread writes one stretch of the target after the other; where there are gaps between those, the ones
+   a few squares further on are prefetched, every line of them: the hardware does not see that pattern. */
 #define FK_LANES 32 /* of a tile of short rows: that stride is known to the compiler */
 #define FK_STEP(i, n, SIDE) ((i) + 2 * (SIDE) <= (n) || (i) + (SIDE) == (n) ? (i) + (SIDE) : (n) - (SIDE))
 #define FK_DEFINE_TRANSPOSE(TRANSPOSE, SPREAD, REAL, SIDE, PATCH, SQUARE, GATHER, SCATTER)                        \

@@ -288,8 +288,8 @@ VMATH double log1p_f64(double y) {
     return hi == 0.0 ? lo : hi + lo; /* +0 + -0 would be +0 */
 }
 
-/* 1 + y = 2^k (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)], for a sum of exponentials less one of them: y = -1 (the sum is 0),
- * 0 <= y < 2^1000 or NaN. Of y no digit is lost: f is rounded once, and is y where k is 0. */
+/* 1 + y = 2^k (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)], for a sum of exponentials less one of them: y = -1
+ * (the sum is 0), 0 <= y < 2^1000 or NaN. Of y no digit is lost: f is rounded once, and is y where k is 0. */
 VMATH double split_sum_f64(double y, double *k) {
     const double u = 1.0 + y;
     const uint64_t kb = (bits_f64(u) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu)) >> 52;
