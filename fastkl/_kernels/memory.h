@@ -263,8 +263,8 @@ FK_INLINE void fk_scatter_f64(double *dst, ptrdiff_t dstride, const double *src,
 
 /* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
    or patch overlaps its neighbour and writes the same numbers again. transpose reads one stretch of the source (a row)
-   after the other, spread writes one stretch of the target after the other; where there are gaps between those, the ones
-   a few squares further on are prefetched, every line of them: the hardware does not see that pattern. */
+   after the other, spread writes one stretch of the target after the other; where there are gaps between those, the
+   ones a few squares further on are prefetched, every line of them: the hardware does not see that pattern. */
 #define FK_LANES 32 /* of a tile of short rows: that stride is known to the compiler */
 #define FK_STEP(i, n, SIDE) ((i) + 2 * (SIDE) <= (n) || (i) + (SIDE) == (n) ? (i) + (SIDE) : (n) - (SIDE))
 #define FK_DEFINE_TRANSPOSE(TRANSPOSE, SPREAD, REAL, SIDE, PATCH, SQUARE, GATHER, SCATTER)                        \
