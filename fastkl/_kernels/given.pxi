@@ -9,6 +9,7 @@
 # of p - q; where that counts, it is taken off the logs and the second pass is done again.
 
 cdef extern from "vmath.h" nogil:
+    float exp_weight_f32(float x)
     float kl_excess_f32(float z)
     double kl_excess_f64(double z)
     double log1p_gap_f64(double y)
@@ -509,11 +510,13 @@ cdef void given_block(const Plan* plan, const real* a, const real* b, Py_ssize_t
 
 
 # ---- KL from logits in one read --------------------------------------------------------------------------------------
-# In the data's own type. With w = exp(a - m) and z = a - b - c, whatever m and c are,
-#   far rows    KL = sum(w z)/sum(w) + c - (lse(a) - lse(b)), from running sums of both: what a sum is rounded by counts by
-#               how far the result is from those parts
-#   near rows   KL = u - (y - log(1 + y)), u = sum(w (exp(-z) - 1 + z))/sum(w), y = u - sum(w z)/sum(w): terms >= 0, and
-#               the less is taken off the better c is a mean of a - b; the difference of the maxima is a good guess
+# In the data's own type, from sums over w = exp(a - ma), of
+#   far rows    KL = sum(w z)/sum(w) - log(sum(w)/sum(v)), v = exp(b - mb) and z = (a - ma) - (b - mb): what a sum is rounded
+#               by counts by how far the result is from those parts, but that a - ma and b - mb are rounded does not, for
+#               the formula is exact of the rounded ones
+#   near rows   KL = u - (y - log(1 + y)), u = sum(w (exp(-z) - 1 + z))/sum(w), y = u - sum(w z)/sum(w), with
+#               z = a - b - c: terms >= 0, and the less is taken off the better c is a mean of a - b; the difference of the
+#               maxima is a good guess
 # Which of the two a row is told by depends on the row alone. Where neither tells all digits, or a row holds what makes it no
 # distribution or its KL infinite, it goes the other way.
 
@@ -527,11 +530,12 @@ cdef enum:
 
 cdef struct Pass:
     double m[2]                     # references: within 1 of the maxima so far
-    double s[2]                     # 2^64 times the sums of exp(a - m[0]) and, of far rows, exp(b - m[1]), each a two-sum
+    double s[2]                     # the sums of exp(a - m[0]) and, of far rows, exp(b - m[1]), each a two-sum; in double
+                                    # data all sums are 2^64 times as large
     double s_lo[2]
-    double t                        # that of z exp(a - m[0])
+    double t                        # that of w z
     double t_lo
-    double u                        # of near rows that of (exp(-z) - 1 + z) exp(a - m[0])
+    double u                        # of near rows that of w (exp(-z) - 1 + z)
     double u_lo
 
 
@@ -542,6 +546,20 @@ cdef inline real kl_excess(real z) noexcept nogil:
         return kl_excess_f64(z)
 
 
+cdef inline real weight_of(real x) noexcept nogil:
+    """exp(x), in double 2^64 times that."""
+    if real is float:
+        return exp_weight_f32(x)
+    else:
+        return exp_up_f64(x)
+
+
+cdef inline real moment_of(real w, real x, real y) noexcept nogil:
+    """w (x - y), 0 where x is -inf."""
+    cdef real product = w * (x - y), none = 0
+    return none if x == -INFINITY else product
+
+
 cdef inline real centred(real a, real b, real c) noexcept nogil:
     """a - b - c, rounded as if a - b were not: the rounding error of that is put back. NaN where b is -inf, the lowest number
     where a is: its product with a probability of 0 is 0."""
@@ -550,14 +568,17 @@ cdef inline real centred(real a, real b, real c) noexcept nogil:
     return none if a == -INFINITY else z
 
 
+cdef inline real largest_of(real a, real b, real c, real d) noexcept nogil:
+    return larger(larger(a, b), larger(c, d))
+
+
 cdef loop far_lanes(const real* a, const real* b, Py_ssize_t count, const real* a_patch, const real* b_patch,
-                    const Py_ssize_t* at, const real* a_references, const real* b_references, const real* centres,
-                    double* a_sums, double* b_sums, double* moments, real* a_tops, real* b_tops, const char* a_next,
+                    const Py_ssize_t* at, const real* a_references, const real* b_references, double* a_sums,
+                    double* b_sums, double* moments, real* a_tops, real* b_tops, const char* a_next,
                     const char* b_next) noexcept nogil:
     """Per lane the sums of a Pass of far rows, and the maxima. What will be read next, unless NULL, is prefetched."""
     cdef real ma[LANES]
     cdef real mb[LANES]
-    cdef real c[LANES]
     cdef real a_top[LANES]
     cdef real b_top[LANES]
     cdef real s[LANES]
@@ -569,46 +590,81 @@ cdef loop far_lanes(const real* a, const real* b, Py_ssize_t count, const real* 
     cdef double u_lo[LANES]
     cdef double m[LANES]
     cdef double m_lo[LANES]
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
-    cdef const real* v
-    cdef const real* y
-    cdef real e
+    cdef Py_ssize_t i = 0
+    cdef int j, step
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
+    cdef const real* y0
+    cdef const real* y1
+    cdef const real* y2
+    cdef const real* y3
+    cdef real x0, x1, x2, x3, e0, e1, e2, e3
     for j in range(LANES):
         ma[j] = a_references[j]
         mb[j] = b_references[j]
-        c[j] = centres[j]
         a_top[j] = b_top[j] = -INFINITY
         t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
     while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = r[j] = w[j] = 0
-        while i < stop:
-            v = vector_at(a, i, a_patch, at)
-            y = vector_at(b, i, b_patch, at)
-            fk_prefetch(a_next, i * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch(b_next, i * LANES * sizeof(real), LANES * sizeof(real))
+        v0 = vector_at(a, i, a_patch, at)
+        y0 = vector_at(b, i, b_patch, at)
+        step = RUN if i + RUN <= count else 1
+        fk_prefetch(a_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
+        fk_prefetch(b_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
+        if step == RUN:
+            v1 = vector_at(a, i + 1, a_patch, at)
+            v2 = vector_at(a, i + 2, a_patch, at)
+            v3 = vector_at(a, i + 3, a_patch, at)
+            y1 = vector_at(b, i + 1, b_patch, at)
+            y2 = vector_at(b, i + 2, b_patch, at)
+            y3 = vector_at(b, i + 3, b_patch, at)
             for j in range(LANES):
-                e = exp_up(v[j] - ma[j])
-                s[j] += e
-                w[j] += e * centred(v[j], y[j], c[j])
-                r[j] += exp_up(y[j] - mb[j])
-                a_top[j] = larger(v[j], a_top[j])
-                b_top[j] = larger(y[j], b_top[j])
-            i += 1
+                x0 = v0[j] - ma[j]
+                x1 = v1[j] - ma[j]
+                x2 = v2[j] - ma[j]
+                x3 = v3[j] - ma[j]
+                e0 = weight_of(x0)
+                e1 = weight_of(x1)
+                e2 = weight_of(x2)
+                e3 = weight_of(x3)
+                s[j] = (e0 + e1) + (e2 + e3)
+                w[j] = ((moment_of(e0, x0, y0[j] - mb[j]) + moment_of(e1, x1, y1[j] - mb[j]))
+                        + (moment_of(e2, x2, y2[j] - mb[j]) + moment_of(e3, x3, y3[j] - mb[j])))
+                r[j] = ((weight_of(y0[j] - mb[j]) + weight_of(y1[j] - mb[j]))
+                        + (weight_of(y2[j] - mb[j]) + weight_of(y3[j] - mb[j])))
+                a_top[j] = larger(largest_of(v0[j], v1[j], v2[j], v3[j]), a_top[j])
+                b_top[j] = larger(largest_of(y0[j], y1[j], y2[j], y3[j]), b_top[j])
+        else:
+            for j in range(LANES):
+                x0 = v0[j] - ma[j]
+                e0 = weight_of(x0)
+                s[j] = e0
+                w[j] = moment_of(e0, x0, y0[j] - mb[j])
+                r[j] = weight_of(y0[j] - mb[j])
+                a_top[j] = larger(v0[j], a_top[j])
+                b_top[j] = larger(y0[j], b_top[j])
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
         for j in range(LANES):
             add_run(&u[j], &u_lo[j], r[j])
         for j in range(LANES):
             add_run(&m[j], &m_lo[j], w[j])
+        i += step
     for j in range(LANES):
         a_sums[j] = t[j] + t_lo[j]
         b_sums[j] = u[j] + u_lo[j]
         moments[j] = m[j] + m_lo[j]
         a_tops[j] = a_top[j]
         b_tops[j] = b_top[j]
+
+
+cdef inline real near_term(real a, real b, real m, real c) noexcept nogil:
+    """w (exp(-z) - 1 + z) of any z: where p is as good as 0, what is left is q, whose exponential is of b then."""
+    cdef real z = centred(a, b, c), x = (b - m) + c, most = 40, infinity = INFINITY, least = -40
+    cdef real near = weight_of(a - m) * kl_excess(z), far = weight_of(x)
+    far = infinity if x > most else far
+    return far if z < least else near
 
 
 cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real* a_patch, const real* b_patch,
@@ -621,59 +677,74 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
     cdef real s[LANES]
     cdef real r[LANES]
     cdef real w[LANES]
-    cdef real e[LANES]
-    cdef real z[LANES]
-    cdef real term[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double u[LANES]
     cdef double u_lo[LANES]
     cdef double m[LANES]
     cdef double m_lo[LANES]
-    cdef Py_ssize_t i = 0, stop
-    cdef int j, wide
-    cdef const real* v
-    cdef const real* y
-    cdef real least = -40, most = 40, infinity = INFINITY, x, q
+    cdef Py_ssize_t i = 0
+    cdef int j, step, wide
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
+    cdef const real* y0
+    cdef const real* y1
+    cdef const real* y2
+    cdef const real* y3
+    cdef real z0, z1, z2, z3, e0, e1, e2, e3, most = 40
     for j in range(LANES):
         ma[j] = a_references[j]
         c[j] = centres[j]
         a_top[j] = -INFINITY
         t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
     while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = r[j] = w[j] = 0
-        while i < stop:
-            v = vector_at(a, i, a_patch, at)
-            y = vector_at(b, i, b_patch, at)
-            fk_prefetch(a_next, i * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch(b_next, i * LANES * sizeof(real), LANES * sizeof(real))
-            wide = 0
+        v0 = vector_at(a, i, a_patch, at)
+        y0 = vector_at(b, i, b_patch, at)
+        step = RUN if i + RUN <= count else 1
+        fk_prefetch(a_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
+        fk_prefetch(b_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
+        wide = 0
+        if step == RUN:
+            v1 = vector_at(a, i + 1, a_patch, at)
+            v2 = vector_at(a, i + 2, a_patch, at)
+            v3 = vector_at(a, i + 3, a_patch, at)
+            y1 = vector_at(b, i + 1, b_patch, at)
+            y2 = vector_at(b, i + 2, b_patch, at)
+            y3 = vector_at(b, i + 3, b_patch, at)
             for j in range(LANES):
-                e[j] = exp_up(v[j] - ma[j])
-                z[j] = centred(v[j], y[j], c[j])
-                term[j] = e[j] * kl_excess(z[j])
-                a_top[j] = larger(v[j], a_top[j])
-                wide |= z[j] < least
+                e0 = weight_of(v0[j] - ma[j])
+                e1 = weight_of(v1[j] - ma[j])
+                e2 = weight_of(v2[j] - ma[j])
+                e3 = weight_of(v3[j] - ma[j])
+                z0 = centred(v0[j], y0[j], c[j])
+                z1 = centred(v1[j], y1[j], c[j])
+                z2 = centred(v2[j], y2[j], c[j])
+                z3 = centred(v3[j], y3[j], c[j])
+                s[j] = (e0 + e1) + (e2 + e3)
+                w[j] = (e0 * z0 + e1 * z1) + (e2 * z2 + e3 * z3)
+                r[j] = (e0 * kl_excess(z0) + e1 * kl_excess(z1)) + (e2 * kl_excess(z2) + e3 * kl_excess(z3))
+                a_top[j] = larger(largest_of(v0[j], v1[j], v2[j], v3[j]), a_top[j])
+                wide |= largest_of(-z0, -z1, -z2, -z3) > most
             if wide:
-                # p is as good as 0: what is left of the term is q, whose exponential is of b then.
                 for j in range(LANES):
-                    x = (y[j] - ma[j]) + c[j]
-                    q = exp_up(x)
-                    q = infinity if x > most else q
-                    term[j] = q if z[j] < least else term[j]
+                    r[j] = ((near_term(v0[j], y0[j], ma[j], c[j]) + near_term(v1[j], y1[j], ma[j], c[j]))
+                            + (near_term(v2[j], y2[j], ma[j], c[j]) + near_term(v3[j], y3[j], ma[j], c[j])))
+        else:
             for j in range(LANES):
-                s[j] += e[j]
-                w[j] += e[j] * z[j]
-                r[j] += term[j]
-            i += 1
+                e0 = weight_of(v0[j] - ma[j])
+                s[j] = e0
+                w[j] = e0 * centred(v0[j], y0[j], c[j])
+                r[j] = near_term(v0[j], y0[j], ma[j], c[j])
+                a_top[j] = larger(v0[j], a_top[j])
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
         for j in range(LANES):
             add_run(&u[j], &u_lo[j], r[j])
         for j in range(LANES):
             add_run(&m[j], &m_lo[j], w[j])
+        i += step
     for j in range(LANES):
         a_sums[j] = t[j] + t_lo[j]
         excesses[j] = u[j] + u_lo[j]
@@ -681,9 +752,11 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
         a_tops[j] = a_top[j]
 
 
-cdef inline void lower(Pass* st, int which, double m) noexcept nogil:
+cdef inline void lower(Pass* st, int kind, int which, double m) noexcept nogil:
     """Move one side's sums to the reference m > st.m[which]."""
-    cdef double f = exp_up_f64(st.m[which] - m) * FK_DOWN
+    cdef double change = m - st.m[which], f = exp_up_f64(-change) * FK_DOWN, s = st.s[0] + st.s_lo[0]
+    if kind == FAR and s != 0:
+        two_sum_add(&st.t, &st.t_lo, change * s if which == 1 else -change * s)
     st.s[which] *= f
     st.s_lo[which] *= f
     if which == 0:
@@ -747,15 +820,15 @@ cdef void pass_block(int kind, const real* a, const real* b, Py_ssize_t n, doubl
         if kind == NEAR:
             near_lanes(a, b, count, a_patch, b_patch, at, ma, c, s, w, r, a_tops, a_next, b_next)
         else:
-            far_lanes(a, b, count, a_patch, b_patch, at, ma, mb, c, s, r, w, a_tops, b_tops, a_next, b_next)
+            far_lanes(a, b, count, a_patch, b_patch, at, ma, mb, s, r, w, a_tops, b_tops, a_next, b_next)
         above = b_above = 0
         for j in range(LANES):
             above |= a_tops[j] > a_limit
             b_above |= b_tops[j] > b_limit
         if above:
-            lower(st, 0, fold_max(a_tops))
+            lower(st, kind, 0, fold_max(a_tops))
         if b_above:
-            lower(st, 1, fold_max(b_tops))
+            lower(st, kind, 1, fold_max(b_tops))
         if not above and not b_above:
             break
     two_sum_add(&st.s[0], &st.s_lo[0], fold_sum(s))
@@ -766,14 +839,14 @@ cdef void pass_block(int kind, const real* a, const real* b, Py_ssize_t n, doubl
         two_sum_add(&st.s[1], &st.s_lo[1], fold_sum(r))
 
 
-cdef void merge_pass(Pass* st, Pass* other) noexcept nogil:
+cdef void merge_pass(int kind, Pass* st, Pass* other) noexcept nogil:
     """Add a later chunk's sums to a row's; other is changed."""
     cdef int which
     for which in range(2):
         if other.m[which] > st.m[which]:
-            lower(st, which, other.m[which])
+            lower(st, kind, which, other.m[which])
         elif other.m[which] < st.m[which]:
-            lower(other, which, st.m[which])
+            lower(other, kind, which, st.m[which])
         two_sum_add(&st.s[which], &st.s_lo[which], other.s[which])
         st.s_lo[which] += other.s_lo[which]
     two_sum_add(&st.t, &st.t_lo, other.t)
@@ -782,14 +855,10 @@ cdef void merge_pass(Pass* st, Pass* other) noexcept nogil:
     st.u_lo += other.u_lo
 
 
-cdef inline double kl_of_far(double ma, double mb, double c, double s, double r, double t) noexcept nogil:
+cdef inline double kl_of_far(double s, double r, double t) noexcept nogil:
     """The KL divergence from a far row's sums; NaN where they do not tell all its digits."""
-    cdef double mean = t / s, difference = ma - mb, part = difference - ma
-    cdef double low = (ma - (difference - part)) - (mb + part)
-    cdef double shift = (c - difference) - low, logs = log_any_f64(s / r)
-    cdef double kl = (mean + shift) - logs, parts = 1, nan = NAN
+    cdef double mean = t / s, logs = log_any_f64(s / r), kl = mean - logs, parts = 1, nan = NAN
     parts += mean if mean > 0 else -mean
-    parts += shift if shift > 0 else -shift
     parts += logs if logs > 0 else -logs
     return kl if (kl > 0.125 * parts) & (kl < INFINITY) else nan
 
@@ -810,12 +879,11 @@ cdef inline bint one_pass(const Plan* plan) noexcept nogil:
     return plan.op == GENERALIZED_KL and both_scaled(plan) and plan.operand[0].logs and plan.operand[1].logs
 
 
-cdef loop close_far(const real* ma, const real* mb, const real* c, const double* s, const double* r, const double* t,
-                    double* kl) noexcept nogil:
+cdef loop close_far(const double* s, const double* r, const double* t, double* kl) noexcept nogil:
     """kl_of_far of LANES rows."""
     cdef int j
     for j in range(LANES):
-        kl[j] = kl_of_far(ma[j], mb[j], c[j], s[j], r[j], t[j])
+        kl[j] = kl_of_far(s[j], r[j], t[j])
 
 
 cdef loop close_near(const double* s, const double* t, const double* u, double* kl) noexcept nogil:
@@ -889,9 +957,9 @@ cdef bint pass_across(const Plan* plan, const real* a, const real* b, Py_ssize_t
         close_near(s, t, u, near)
         kind[0] = NEAR if all_near(near, rows) else FAR
     if not known or kind[0] == FAR:
-        far_lanes(a, b, plan.classes, a, b, at, ma, mb, c, s, r, w, tops, others, NULL if known else a_next,
+        far_lanes(a, b, plan.classes, a, b, at, ma, mb, s, r, w, tops, others, NULL if known else a_next,
                   NULL if known else b_next)
-        close_far(ma, mb, c, s, r, w, far)
+        close_far(s, r, w, far)
         if not all_known(far, rows):
             if not known:
                 near_lanes(a, b, plan.classes, a, b, at, ma, c, s, t, u, tops, NULL, NULL)
@@ -1099,12 +1167,12 @@ cdef void second_pass(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssiz
         first += n
 
 
-cdef inline double kl_of_pass(int kind, real c, const Pass* st) noexcept nogil:
-    """What a row's sums tell of its KL divergence; c as the loops took it."""
+cdef inline double kl_of_pass(int kind, const Pass* st) noexcept nogil:
+    """What a row's sums tell of its KL divergence."""
     cdef double s = st.s[0] + st.s_lo[0]
     if kind == NEAR:
         return kl_of_near(s, st.t + st.t_lo, st.u + st.u_lo)
-    return kl_of_far(st.m[0], st.m[1], c, s, st.s[1] + st.s_lo[1], st.t + st.t_lo)
+    return kl_of_far(s, st.s[1] + st.s_lo[1], st.t + st.t_lo)
 
 
 cdef int open_rows(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, int kind, double* centres, Pass* passes,
@@ -1125,7 +1193,7 @@ cdef int open_rows(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, int kind, 
         if n < plan.classes:
             st = passes[i]
             pass_block(FAR, a[i], b[i], n, centres[i], NULL, NULL, &st)
-            kl = kl_of_pass(FAR, <real>centres[i], &st)
+            kl = kl_of_pass(FAR, &st)
             guess = guess if kl != kl else FAR
     return guess if n < plan.classes else kind
 
@@ -1165,10 +1233,10 @@ cdef void pass_whole(const Plan* plan, int kind, Py_ssize_t row, Py_ssize_t rows
         else:
             pass_chunk[real](plan, kind, row, rows, start, stop, centres, chunk, scratch)
             for i in range(rows):
-                merge_pass(&passes[i], &chunk[i])
+                merge_pass(kind, &passes[i], &chunk[i])
         start = stop
     for i in range(rows):
-        kl[i] = kl_of_pass(kind, <real>centres[i], &passes[i])
+        kl[i] = kl_of_pass(kind, &passes[i])
 
 
 cdef inline double better_pass(real c, const Pass* st) noexcept nogil:
@@ -1319,8 +1387,8 @@ cdef void split_passes(Plan* plan, int kind, Py_ssize_t chunks, const double* ce
                               scratch + threadid() * stride)
     for i in range(rows):
         for t in range(1, chunks):
-            merge_pass(&passes[i * chunks], &passes[i * chunks + t])
-        kl[i] = kl_of_pass(kind, <real>centres[i], &passes[i * chunks])
+            merge_pass(kind, &passes[i * chunks], &passes[i * chunks + t])
+        kl[i] = kl_of_pass(kind, &passes[i * chunks])
 
 
 cdef bint pass_split(Plan* plan, Py_ssize_t chunks, Pass* passes, double* result, bint* settled, real* scratch,
