@@ -111,8 +111,19 @@ cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept no
 
 
 cdef inline Py_ssize_t side_rows(const Plan* plan, size_t itemsize) noexcept nogil:
-    """Two lines' worth, less of two operands: a block of each such row, in a thread's scratch, stays below 1 MiB."""
-    return (128 if plan.operands == 1 else 96) // itemsize
+    """Two lines' worth, less of two operands: a block of each such row, in a thread's scratch, stays below 1 MiB. Contiguous
+    rows of a half type share no lines: about a block of them, so that the first-level cache holds what they become."""
+    cdef Py_ssize_t most = (128 if plan.operands == 1 else 96) // itemsize, i
+    cdef bint halves = plan.classes > ACROSS
+    for i in range(plan.operands):
+        halves = halves and half_rows(plan, &plan.operand[i])
+    if halves and most > BLOCK // plan.classes:
+        return BLOCK // plan.classes if plan.classes < BLOCK else 1
+    return most
+
+
+cdef inline bint half_rows(const Plan* plan, const Operand* a) noexcept nogil:
+    return (a.storage == FK_F16 or a.storage == FK_BF16) and plan.n_inner == 1 and a.inner[0] == 2
 
 
 cdef inline Py_ssize_t mapped_rows(const Plan* plan, size_t itemsize) noexcept nogil:

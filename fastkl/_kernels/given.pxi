@@ -511,14 +511,14 @@ cdef void given_block(const Plan* plan, const real* a, const real* b, Py_ssize_t
 
 # ---- KL from logits in one read --------------------------------------------------------------------------------------
 # In the data's own type, from sums over w = exp(a - ma), of
-#   far rows    KL = sum(w z)/sum(w) - log(sum(w)/sum(v)), v = exp(b - mb) and z = (a - ma) - (b - mb): what a sum is rounded
-#               by counts by how far the result is from those parts, but that a - ma and b - mb are rounded does not, for
-#               the formula is exact of the rounded ones
+#   far rows    KL = sum(w z)/sum(w) - log(sum(w)/sum(v)), v = exp(b - mb) and z = (a - ma) - (b - mb): what a sum is
+#               rounded by counts by how far the result is from those parts, but that a - ma and b - mb are rounded does
+#               not, for the formula is exact of the rounded ones
 #   near rows   KL = u - (y - log(1 + y)), u = sum(w (exp(-z) - 1 + z))/sum(w), y = u - sum(w z)/sum(w), with
-#               z = a - b - c: terms >= 0, and the less is taken off the better c is a mean of a - b; the difference of the
-#               maxima is a good guess
-# Which of the two a row is told by depends on the row alone. Where neither tells all digits, or a row holds what makes it no
-# distribution or its KL infinite, it goes the other way.
+#               z = a - b - c: terms >= 0, and the less is taken off the better c is a mean of a - b; the difference of
+#               the maxima is a good guess
+# Which of the two a row is told by depends on the row alone. Where neither tells all digits, or a row holds what makes it
+# no distribution or its KL infinite, it goes the other way.
 
 cdef enum:
     AHEAD = 65536                   # elements of the rows that a thread takes at a time, unless one alone is more
@@ -530,7 +530,7 @@ cdef enum:
 
 cdef struct Pass:
     double m[2]                     # references: within 1 of the maxima so far
-    double s[2]                     # the sums of exp(a - m[0]) and, of far rows, exp(b - m[1]), each a two-sum; in double
+    double s[2]                     # the sums of exp(a - m[0]) and, of far rows, exp(b - m[1]), each a two-sum; of double
                                     # data all sums are 2^64 times as large
     double s_lo[2]
     double t                        # that of w z
@@ -561,8 +561,8 @@ cdef inline real moment_of(real w, real x, real y) noexcept nogil:
 
 
 cdef inline real centred(real a, real b, real c) noexcept nogil:
-    """a - b - c, rounded as if a - b were not: the rounding error of that is put back. NaN where b is -inf, the lowest number
-    where a is: its product with a probability of 0 is 0."""
+    """a - b - c, rounded as if a - b were not: the rounding error of that is put back. NaN where b is -inf, the lowest
+    number where a is: its product with a probability of 0 is 0."""
     cdef real d = a - b, part = d - a, none = lowest(a), z
     z = (d - c) + ((a - (d - part)) - (b + part))
     return none if a == -INFINITY else z
@@ -590,7 +590,7 @@ cdef loop far_lanes(const real* a, const real* b, Py_ssize_t count, const real* 
     cdef double u_lo[LANES]
     cdef double m[LANES]
     cdef double m_lo[LANES]
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i = 0, whole = count - (at[0] >= 0)     # the tail is the only vector that is patched
     cdef int j, step
     cdef const real* v0
     cdef const real* v1
@@ -607,18 +607,18 @@ cdef loop far_lanes(const real* a, const real* b, Py_ssize_t count, const real* 
         a_top[j] = b_top[j] = -INFINITY
         t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
     while i < count:
-        v0 = vector_at(a, i, a_patch, at)
-        y0 = vector_at(b, i, b_patch, at)
-        step = RUN if i + RUN <= count else 1
+        v0 = a + i * LANES if i < whole else a_patch
+        y0 = b + i * LANES if i < whole else b_patch
+        step = RUN if i + RUN <= whole else 1
         fk_prefetch(a_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
         fk_prefetch(b_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
         if step == RUN:
-            v1 = vector_at(a, i + 1, a_patch, at)
-            v2 = vector_at(a, i + 2, a_patch, at)
-            v3 = vector_at(a, i + 3, a_patch, at)
-            y1 = vector_at(b, i + 1, b_patch, at)
-            y2 = vector_at(b, i + 2, b_patch, at)
-            y3 = vector_at(b, i + 3, b_patch, at)
+            v1 = v0 + LANES
+            v2 = v0 + 2 * LANES
+            v3 = v0 + 3 * LANES
+            y1 = y0 + LANES
+            y2 = y0 + 2 * LANES
+            y3 = y0 + 3 * LANES
             for j in range(LANES):
                 x0 = v0[j] - ma[j]
                 x1 = v1[j] - ma[j]
@@ -668,8 +668,9 @@ cdef inline real near_term(real a, real b, real m, real c) noexcept nogil:
 
 
 cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real* a_patch, const real* b_patch,
-                     const Py_ssize_t* at, const real* a_references, const real* centres, double* a_sums, double* moments,
-                     double* excesses, real* a_tops, const char* a_next, const char* b_next) noexcept nogil:
+                     const Py_ssize_t* at, const real* a_references, const real* centres, double* a_sums,
+                     double* moments, double* excesses, real* a_tops, const char* a_next,
+                     const char* b_next) noexcept nogil:
     """Per lane the sums of a Pass of near rows, and the maxima of a."""
     cdef real ma[LANES]
     cdef real c[LANES]
@@ -683,7 +684,7 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
     cdef double u_lo[LANES]
     cdef double m[LANES]
     cdef double m_lo[LANES]
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i = 0, whole = count - (at[0] >= 0)     # the tail is the only vector that is patched
     cdef int j, step, wide
     cdef const real* v0
     cdef const real* v1
@@ -700,19 +701,19 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
         a_top[j] = -INFINITY
         t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
     while i < count:
-        v0 = vector_at(a, i, a_patch, at)
-        y0 = vector_at(b, i, b_patch, at)
-        step = RUN if i + RUN <= count else 1
+        v0 = a + i * LANES if i < whole else a_patch
+        y0 = b + i * LANES if i < whole else b_patch
+        step = RUN if i + RUN <= whole else 1
         fk_prefetch(a_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
         fk_prefetch(b_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
         wide = 0
         if step == RUN:
-            v1 = vector_at(a, i + 1, a_patch, at)
-            v2 = vector_at(a, i + 2, a_patch, at)
-            v3 = vector_at(a, i + 3, a_patch, at)
-            y1 = vector_at(b, i + 1, b_patch, at)
-            y2 = vector_at(b, i + 2, b_patch, at)
-            y3 = vector_at(b, i + 3, b_patch, at)
+            v1 = v0 + LANES
+            v2 = v0 + 2 * LANES
+            v3 = v0 + 3 * LANES
+            y1 = y0 + LANES
+            y2 = y0 + 2 * LANES
+            y3 = y0 + 3 * LANES
             for j in range(LANES):
                 e0 = weight_of(v0[j] - ma[j])
                 e1 = weight_of(v1[j] - ma[j])
@@ -847,6 +848,7 @@ cdef void merge_pass(int kind, Pass* st, Pass* other) noexcept nogil:
             lower(st, kind, which, other.m[which])
         elif other.m[which] < st.m[which]:
             lower(other, kind, which, st.m[which])
+    for which in range(2):
         two_sum_add(&st.s[which], &st.s_lo[which], other.s[which])
         st.s_lo[which] += other.s_lo[which]
     two_sum_add(&st.t, &st.t_lo, other.t)
@@ -879,14 +881,15 @@ cdef inline bint one_pass(const Plan* plan) noexcept nogil:
     return plan.op == GENERALIZED_KL and both_scaled(plan) and plan.operand[0].logs and plan.operand[1].logs
 
 
-cdef loop close_far(const double* s, const double* r, const double* t, double* kl) noexcept nogil:
+cdef void close_far(const double* s, const double* r, const double* t, double* kl) noexcept nogil:
     """kl_of_far of LANES rows."""
     cdef int j
     for j in range(LANES):
         kl[j] = kl_of_far(s[j], r[j], t[j])
 
 
-cdef loop close_near(const double* s, const double* t, const double* u, double* kl) noexcept nogil:
+cdef void close_near(const double* s, const double* t, const double* u, double* kl) noexcept nogil:
+    """kl_of_near of LANES rows."""
     cdef int j
     for j in range(LANES):
         kl[j] = kl_of_near(s[j], t[j], u[j])
@@ -925,8 +928,8 @@ cdef inline bint move_centres(const double* far, const double* near, const doubl
 
 cdef bint pass_across(const Plan* plan, const real* a, const real* b, Py_ssize_t rows, const char* a_next,
                       const char* b_next, int* kind, double* result, bint* settled) noexcept nogil:
-    """Up to LANES short rows; returns whether all are settled. kind: what the rows before were, and then what these are; it
-    tells no more than where to begin."""
+    """Up to LANES short rows; returns whether all are settled. kind: what the rows before were, and then what these are;
+    it tells no more than where to begin."""
     cdef Py_ssize_t at[3]
     cdef real ma[LANES]
     cdef real mb[LANES]
@@ -1177,8 +1180,8 @@ cdef inline double kl_of_pass(int kind, const Pass* st) noexcept nogil:
 
 cdef int open_rows(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, int kind, double* centres, Pass* passes,
                    real* scratch) noexcept nogil:
-    """Start with the first block of some rows, at most 16; returns what kind of rows they seem to be: that of the rows before
-    unless the block is no more than a part of them."""
+    """Start with the first block of some rows, at most 16; returns what kind of rows they seem to be: that of the rows
+    before unless the block is no more than a part of them."""
     cdef const real* a[16]
     cdef const real* b[16]
     cdef Pass st
@@ -1219,8 +1222,8 @@ cdef void pass_chunk(const Plan* plan, int kind, Py_ssize_t row, Py_ssize_t rows
         first += n
 
 
-cdef void pass_whole(const Plan* plan, int kind, Py_ssize_t row, Py_ssize_t rows, const double* centres, const Pass* opened,
-                     double* kl, Pass* passes, real* scratch) noexcept nogil:
+cdef void pass_whole(const Plan* plan, int kind, Py_ssize_t row, Py_ssize_t rows, const double* centres,
+                     const Pass* opened, double* kl, Pass* passes, real* scratch) noexcept nogil:
     """Some rows, at most 16, chunk by chunk, and what their sums tell."""
     cdef Pass chunk[16]
     cdef Py_ssize_t start = 0, stop, i
@@ -1362,8 +1365,8 @@ cdef void one_given_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, real* scratc
 cdef void one_given_chunk(const Plan* plan, int which, Py_ssize_t t, Py_ssize_t chunks, State* states, const Scale* p,
                           const Scale* q, Part* parts, const double* centres, const Pass* opened, Pass* passes,
                           real* scratch) noexcept nogil:
-    """Chunk t % chunks of row t // chunks: the sums of an operand, or if which is 2 the second pass, if 3 and 4 those of a
-    far and a near row."""
+    """Chunk t % chunks of row t // chunks: the sums of an operand, or if which is 2 the second pass, if 3 and 4 those of
+    a far and a near row."""
     cdef Py_ssize_t i = t // chunks, start = t % chunks * CHUNK
     cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
     cdef unsigned int mode = fk_default_mode()

@@ -79,30 +79,6 @@ FK_INLINE uint8_t fk_swap8(uint8_t v) { return v; }
 FK_INLINE float fk_word_f32(uint32_t w) { float f; memcpy(&f, &w, 4); return f; }
 FK_INLINE double fk_word_f64(uint64_t w) { double f; memcpy(&f, &w, 8); return f; }
 
-/* Load an nr x nc tile: element (i, j) is at src + i*sr + j*sc (bytes), and goes to dst[i*dr + j*dc]. */
-#define FK_DEFINE_LOAD_TILE(NAME, REAL)                                                              \
-    static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr,           \
-                     ptrdiff_t sc, ptrdiff_t nr, ptrdiff_t nc, int storage, int swap) {              \
-        switch (storage) {                                                                           \
-        case FK_F32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)fk_word_f32(w)); break;              \
-        case FK_F64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)fk_word_f64(w)); break;              \
-        case FK_F16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_f16(w)); break;              \
-        case FK_BF16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_bf16(w)); break;            \
-        case FK_BOOL: FK_WALK(uint8_t, fk_swap8, (REAL)(w != 0)); break;                             \
-        case FK_I8: FK_WALK(uint8_t, fk_swap8, (REAL)(int8_t)w); break;                              \
-        case FK_U8: FK_WALK(uint8_t, fk_swap8, (REAL)w); break;                                      \
-        case FK_I16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)(int16_t)w); break;                  \
-        case FK_U16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)w); break;                           \
-        case FK_I32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)(int32_t)w); break;                  \
-        case FK_U32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)w); break;                           \
-        case FK_I64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)(int64_t)w); break;                  \
-        default: FK_WALK(uint64_t, __builtin_bswap64, (REAL)w); break;                               \
-        }                                                                                            \
-    }
-
-FK_DEFINE_LOAD_TILE(fk_load_tile_f32, float)
-FK_DEFINE_LOAD_TILE(fk_load_tile_f64, double)
-
 /* Put `absent` where the mask (one byte an element, 0 for masked out) says so. */
 #define FK_DEFINE_MASK_TILE(NAME, REAL)                                                              \
     static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *mask, ptrdiff_t sr,          \
@@ -239,6 +215,88 @@ FK_DEFINE_TRANSPOSE(fk_transpose_f64, fk_spread_f64, double, 4, fk_square_f64)
 
 FK_DEFINE_COPY_LANES(fk_copy_lanes_f32, float)
 FK_DEFINE_COPY_LANES(fk_copy_lanes_f64, double)
+
+/* ---- half types whose rows are contiguous ------------------------------------------------------------------------ */
+
+#define FK_HALF_AHEAD 8192 /* bytes: what is converted next, one block on, comes into the cache while this one is summed */
+
+static void fk_row_from_bf16(float *dst, const char *src, ptrdiff_t n) {
+    ptrdiff_t i = 0, j;
+    uint16_t w;
+    for (; i + 32 <= n; i += 32) {
+        FK_PREFETCH_L2(src + 2 * i + FK_HALF_AHEAD);
+        for (j = i; j < i + 32; j++) memcpy(&w, src + 2 * j, 2), dst[j] = fk_from_bf16(w);
+    }
+    for (; i < n; i++) memcpy(&w, src + 2 * i, 2), dst[i] = fk_from_bf16(w);
+}
+
+static void fk_row_from_f16(float *dst, const char *src, ptrdiff_t n) {
+    ptrdiff_t i = 0, j;
+    uint16_t w;
+    for (; i + 32 <= n; i += 32) {
+        FK_PREFETCH_L2(src + 2 * i + FK_HALF_AHEAD);
+#if defined(__F16C__)
+        for (j = i; j < i + 32; j += 8)
+            _mm256_storeu_ps(dst + j, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + 2 * j))));
+#else
+        for (j = i; j < i + 32; j++) memcpy(&w, src + 2 * j, 2), dst[j] = fk_from_f16(w);
+#endif
+    }
+    for (; i < n; i++) memcpy(&w, src + 2 * i, 2), dst[i] = fk_from_f16(w);
+}
+
+#define FK_HALF_ROWS 8
+#define FK_HALF_CLASSES 256
+
+/* A tile of such rows as it lies (dc = 1) or transposed (dr = 1), by way of a few rows in the first-level cache. */
+static void fk_load_half_rows(float *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr, ptrdiff_t nr,
+                              ptrdiff_t nc, void (*convert)(float *, const char *, ptrdiff_t)) {
+    float rows[FK_HALF_ROWS * (FK_HALF_CLASSES + 8)];
+    ptrdiff_t i, j, k, ni, nj;
+    if (dc == 1) {
+        for (i = 0; i < nr; i++) convert(dst + i * dr, src + i * sr, nc);
+        return;
+    }
+    for (j = 0; j < nc; j += FK_HALF_CLASSES)
+        for (i = 0; i < nr; i += FK_HALF_ROWS) {
+            ni = nr - i < FK_HALF_ROWS ? nr - i : FK_HALF_ROWS;
+            nj = nc - j < FK_HALF_CLASSES ? nc - j : FK_HALF_CLASSES;
+            for (k = 0; k < ni; k++) convert(rows + k * (FK_HALF_CLASSES + 8), src + (i + k) * sr + 2 * j, nj);
+            fk_transpose_f32(dst + i + j * dc, dc, rows, FK_HALF_CLASSES + 8, ni, nj);
+        }
+}
+
+/* Load an nr x nc tile: element (i, j) is at src + i*sr + j*sc (bytes), and goes to dst[i*dr + j*dc]. */
+#define FK_DEFINE_LOAD_TILE(NAME, REAL)                                                      \
+    static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr,           \
+                     ptrdiff_t sc, ptrdiff_t nr, ptrdiff_t nc, int storage, int swap) {              \
+        switch (storage) {                                                                           \
+        case FK_F32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)fk_word_f32(w)); break;              \
+        case FK_F64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)fk_word_f64(w)); break;              \
+        case FK_F16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_f16(w)); break;              \
+        case FK_BF16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_bf16(w)); break;            \
+        case FK_BOOL: FK_WALK(uint8_t, fk_swap8, (REAL)(w != 0)); break;                             \
+        case FK_I8: FK_WALK(uint8_t, fk_swap8, (REAL)(int8_t)w); break;                              \
+        case FK_U8: FK_WALK(uint8_t, fk_swap8, (REAL)w); break;                                      \
+        case FK_I16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)(int16_t)w); break;                  \
+        case FK_U16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)w); break;                           \
+        case FK_I32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)(int32_t)w); break;                  \
+        case FK_U32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)w); break;                           \
+        case FK_I64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)(int64_t)w); break;                  \
+        default: FK_WALK(uint64_t, __builtin_bswap64, (REAL)w); break;                               \
+        }                                                                                            \
+    }
+
+FK_DEFINE_LOAD_TILE(fk_load_any_tile_f32, float)
+FK_DEFINE_LOAD_TILE(fk_load_tile_f64, double)
+
+static void fk_load_tile_f32(float *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr, ptrdiff_t sc,
+                             ptrdiff_t nr, ptrdiff_t nc, int storage, int swap) {
+    if ((storage != FK_F16 && storage != FK_BF16) || swap || sc != 2 || (dr != 1 && dc != 1))
+        fk_load_any_tile_f32(dst, dr, dc, src, sr, sc, nr, nc, storage, swap);
+    else
+        fk_load_half_rows(dst, dr, dc, src, sr, nr, nc, storage == FK_F16 ? fk_row_from_f16 : fk_row_from_bf16);
+}
 
 /* ---- the domain of a fast loop -------------------------------------------------------------------------------------
  * The sign bit of the result is set where p < 0, q < low or p > high, and perhaps where one of them is NaN. A loop ors
