@@ -661,9 +661,10 @@ cdef loop far_lanes(const real* a, const real* b, Py_ssize_t count, const real* 
 
 cdef inline real near_term(real a, real b, real m, real c) noexcept nogil:
     """w (exp(-z) - 1 + z) of any z: where p is as good as 0, what is left is q, whose exponential is of b then."""
-    cdef real z = centred(a, b, c), x = (b - m) + c, most = 40, infinity = INFINITY, least = -40
+    cdef real z = centred(a, b, c), x = -centred(m, b, c), most = 40, infinity = INFINITY, least = -40, none = 0
     cdef real near = weight_of(a - m) * kl_excess(z), far = weight_of(x)
     far = infinity if x > most else far
+    far = none if b == -INFINITY else far
     return far if z < least else near
 
 
