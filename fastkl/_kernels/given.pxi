@@ -686,7 +686,8 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
     cdef double m[LANES]
     cdef double m_lo[LANES]
     cdef Py_ssize_t i = 0, whole = count - (at[0] >= 0)     # the tail is the only vector that is patched
-    cdef int j, step, wide
+    cdef real farthest[LANES]
+    cdef int j, step
     cdef const real* v0
     cdef const real* v1
     cdef const real* v2
@@ -707,7 +708,6 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
         step = RUN if i + RUN <= whole else 1
         fk_prefetch(a_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
         fk_prefetch(b_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
-        wide = 0
         if step == RUN:
             v1 = v0 + LANES
             v2 = v0 + 2 * LANES
@@ -728,8 +728,8 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
                 w[j] = (e0 * z0 + e1 * z1) + (e2 * z2 + e3 * z3)
                 r[j] = (e0 * kl_excess(z0) + e1 * kl_excess(z1)) + (e2 * kl_excess(z2) + e3 * kl_excess(z3))
                 a_top[j] = larger(largest_of(v0[j], v1[j], v2[j], v3[j]), a_top[j])
-                wide |= largest_of(-z0, -z1, -z2, -z3) > most
-            if wide:
+                farthest[j] = largest_of(-z0, -z1, -z2, -z3)
+            if fold_max(farthest) > most:
                 for j in range(LANES):
                     r[j] = ((near_term(v0[j], y0[j], ma[j], c[j]) + near_term(v1[j], y1[j], ma[j], c[j]))
                             + (near_term(v2[j], y2[j], ma[j], c[j]) + near_term(v3[j], y3[j], ma[j], c[j])))

@@ -585,7 +585,11 @@ VMATH float kl_excess_f32(float z) {
     const float magic = 0x1.8p23f + 127.0f;
     const float t = FMA_F32(x, -LOG2E_F32, magic);
     const float n = t - magic;
+#if HAS_FMA
     const float r = FMA_F32(n, -LN2_F32, -x);
+#else
+    const float r = (n * -LN2_HI_F32 - x) + n * -LN2_LO_F32; /* n LN2_HI is exact */
+#endif
     float q = EXCESS_F32[4];
     q = FMA_F32(q, r, EXCESS_F32[3]);
     q = FMA_F32(q, r, EXCESS_F32[2]);
