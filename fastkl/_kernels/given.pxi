@@ -729,17 +729,24 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
                 r[j] = (e0 * kl_excess(z0) + e1 * kl_excess(z1)) + (e2 * kl_excess(z2) + e3 * kl_excess(z3))
                 a_top[j] = larger(largest_of(v0[j], v1[j], v2[j], v3[j]), a_top[j])
                 farthest[j] = largest_of(-z0, -z1, -z2, -z3)
-            if fold_max(farthest) > most:
-                for j in range(LANES):
-                    r[j] = ((near_term(v0[j], y0[j], ma[j], c[j]) + near_term(v1[j], y1[j], ma[j], c[j]))
-                            + (near_term(v2[j], y2[j], ma[j], c[j]) + near_term(v3[j], y3[j], ma[j], c[j])))
         else:
+            v1 = v2 = v3 = v0
+            y1 = y2 = y3 = y0
             for j in range(LANES):
                 e0 = weight_of(v0[j] - ma[j])
+                z0 = centred(v0[j], y0[j], c[j])
                 s[j] = e0
-                w[j] = e0 * centred(v0[j], y0[j], c[j])
-                r[j] = near_term(v0[j], y0[j], ma[j], c[j])
+                w[j] = e0 * z0
+                r[j] = e0 * kl_excess(z0)
                 a_top[j] = larger(v0[j], a_top[j])
+                farthest[j] = -z0
+        if fold_max(farthest) > most:
+            for j in range(LANES):
+                z0 = near_term(v0[j], y0[j], ma[j], c[j])
+                z1 = near_term(v1[j], y1[j], ma[j], c[j])
+                z2 = near_term(v2[j], y2[j], ma[j], c[j])
+                z3 = near_term(v3[j], y3[j], ma[j], c[j])
+                r[j] = (z0 + z1) + (z2 + z3) if step == RUN else z0
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
         for j in range(LANES):
