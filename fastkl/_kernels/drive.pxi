@@ -417,6 +417,8 @@ cdef void one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, real*
     cdef unsigned int mode = fk_default_mode()
     if across:
         tile_across[real](plan, row, rows, scratch)
+    elif by_columns(plan, sizeof(real)):
+        tile_columns[real](plan, row, rows, scratch)
     else:
         tile_rows[real](plan, row, rows, scratch)
     fk_restore_mode(mode)
@@ -507,6 +509,10 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
             stride = side_rows(plan, sizeof(real)) * SPAN
         elif maps or plan.op == WEIGHTED_LOGSUMEXP:
             stride += SPAN
+    if by_columns(plan, sizeof(real)) and (chunks == 1 or threads == 1 or rows >= 2 * threads):
+        size = tile_size_of_columns(plan, sizeof(real), threads)
+        stride = columns_scratch(sizeof(real)) // sizeof(real)
+        chunks = 1
     stride += 64 - stride % 64
     tiles = (rows + size - 1) // size
     if threads > tiles * (chunks if chunks > 1 else 1):
