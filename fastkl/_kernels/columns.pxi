@@ -117,7 +117,8 @@ cdef loop max_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t
             t[w] = top[w]
 
 
-cdef loop exp_sum_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, Py_ssize_t across, const real* reference,
+cdef loop exp_sum_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide,
+                          Py_ssize_t across, const real* reference,
                           bint moments, double* sums, double* moment, real* tops, const char* next,
                           Py_ssize_t next_stride) noexcept nogil:
     """Add n classes, at most a run, to what exp_sum_lanes gives for each lane, or, if asked for moments,
@@ -195,7 +196,8 @@ cdef inline void fetch_next(const char* next, Py_ssize_t i, Py_ssize_t stride, P
         fk_prefetch(next, (i + 3 * LANES) * stride, nbytes)
 
 
-cdef loop exp_store_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, Py_ssize_t across, const real* maxima, real* out,
+cdef loop exp_store_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide,
+                            Py_ssize_t across, const real* maxima, real* out,
                             double* sums, double* sums_lo, real* tops, const char* next,
                             Py_ssize_t next_stride) noexcept nogil:
     """Add n classes, at most a run, to what exp_store_lanes gives for each lane; out is as wide as the columns and may be x,
@@ -617,7 +619,8 @@ cdef inline void add_to_lane(const real* s, Py_ssize_t width, double* t, double*
 
 
 cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, Py_ssize_t q_stride, Py_ssize_t n,
-                     Py_ssize_t wide, Py_ssize_t across, double* sums, double* sums_lo, double* differences, double* differences_lo,
+                     Py_ssize_t wide, Py_ssize_t across, double* sums, double* sums_lo, double* differences,
+                     double* differences_lo,
                      double* masses, uint32_t* odd32, uint64_t* odd64, const char* p_next, Py_ssize_t p_next_stride,
                      const char* q_next, Py_ssize_t q_next_stride) noexcept nogil:
     """Add n classes, at most a run, to what kl_lanes gives for each lane; odd are those of columns."""
@@ -751,7 +754,8 @@ cdef void divergence_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, 
     cdef double* e = lane_sums(scratch, 3)
     cdef double* mass = lane_sums(scratch, 4)
     cdef real* q_copy = scratch + RUN * LANES * (STRETCH // <Py_ssize_t>sizeof(real))
-    cdef Py_ssize_t width = padded(rows), lanes = LANES * width, w, c, i, size, p_stride, q_stride = 0, some, first, whole, at, wide
+    cdef Py_ssize_t width = padded(rows), lanes = LANES * width, w, c, i, size, p_stride, q_stride = 0, some, first
+    cdef Py_ssize_t whole, at, wide
     cdef Py_ssize_t count = (n + LANES - 1) // LANES
     cdef int op = plan.op
     cdef const real* p
@@ -913,8 +917,8 @@ cdef void open_softmax_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows
         sums[i] = sums_lo[i] = 0
     for c from 0 <= c < n by RUN * LANES:
         size = RUN * LANES if c + RUN * LANES < n else n - c
-        exp_store_columns(scratch + c * width, width, size, width, width, m, scratch + c * width if store else NULL, sums, sums_lo,
-                          tops, next + c * next_stride if next != NULL else NULL, next_stride)
+        exp_store_columns(scratch + c * width, width, size, width, width, m, scratch + c * width if store else NULL,
+                          sums, sums_lo, tops, next + c * next_stride if next != NULL else NULL, next_stride)
     for i in range(LANES * width):
         sums[i] += sums_lo[i]
     fold_columns(sums, width)
@@ -1008,7 +1012,7 @@ cdef void softmax_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* 
                              scratch)
 
 
-# ---- tiles ---------------------------------------------------------------------------------------------------------------------
+# ---- tiles ---------------------------------------------------------------------------------------------------------------
 
 cdef void scan_chunks_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Columns* r, real* scratch) noexcept nogil:
     """scan_chunks of columns."""
