@@ -210,6 +210,7 @@ cdef loop exp_store_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_s
     cdef real e1[WIDE]
     cdef real e2[WIDE]
     cdef real e3[WIDE]
+    cdef real absent[WIDE]
     cdef Py_ssize_t width = whole_grains(wide)
     cdef Py_ssize_t i, w, apart = LANES * stride
     cdef const real* v0
@@ -222,12 +223,13 @@ cdef loop exp_store_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_s
     for w in range(width):
         m[w] = maxima[w]
         top[w] = tops[w]
-    if n == RUN * LANES:
+        absent[w] = -INFINITY
+    if n > (RUN - 1) * LANES:
         for i in range(LANES):
             v0 = x + i * stride
             v1 = v0 + apart
             v2 = v1 + apart
-            v3 = v2 + apart
+            v3 = v2 + apart if i + (RUN - 1) * LANES < n else absent
             fetch_next(next, i, next_stride, width * sizeof(real))
             t = sums + i * across
             t_lo = sums_lo + i * across
@@ -254,8 +256,9 @@ cdef loop exp_store_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_s
                 for w in range(width):
                     y[w] = e2[w]
                 y += LANES * width
-                for w in range(width):
-                    y[w] = e3[w]
+                if v3 != absent:
+                    for w in range(width):
+                        y[w] = e3[w]
             if real is float:
                 for w in range(width):
                     t[w] += <double>a[w] + <double>b[w]
@@ -618,13 +621,24 @@ cdef inline void add_to_lane(const real* s, Py_ssize_t width, double* t, double*
             t_lo[w] = lo[w]
 
 
+cdef inline void add_terms(real* terms, Py_ssize_t vectors, Py_ssize_t width, double* t, double* t_lo) noexcept nogil:
+    """add_strip of a lane: a run's terms are added in the data's type, fewer go over one by one."""
+    cdef Py_ssize_t k, w
+    if vectors == RUN:
+        for w in range(width):
+            terms[w] = (terms[w] + terms[WIDE + w]) + (terms[2 * WIDE + w] + terms[3 * WIDE + w])
+        vectors = 1
+    for k in range(vectors):
+        add_to_lane(terms + k * WIDE, width, t, t_lo)
+
+
 cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, Py_ssize_t q_stride, Py_ssize_t n,
                      Py_ssize_t wide, Py_ssize_t across, double* sums, double* sums_lo, double* differences,
                      double* differences_lo,
                      double* masses, uint32_t* odd32, uint64_t* odd64, const char* p_next, Py_ssize_t p_next_stride,
                      const char* q_next, Py_ssize_t q_next_stride) noexcept nogil:
     """Add n classes, at most a run, to what kl_lanes gives for each lane; odd are those of columns."""
-    cdef real s[WIDE]
+    cdef real terms[RUN * WIDE]
     cdef double hi[WIDE]
     cdef double lo[WIDE]
     cdef uint32_t word32[WIDE]
@@ -650,18 +664,16 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
             y[k] = q + c * q_stride if c < n else absent
             fk_prefetch(p_next, c * p_next_stride, width * sizeof(real))
             fk_prefetch(q_next, c * q_next_stride, width * sizeof(real))
-        for w in range(width):
-            s[w] = 0
         for k in range(vectors):
             v = x[k]
             u = y[k]
             for w in range(width):
-                s[w] += kl_term(v[w], u[w])
+                terms[k * WIDE + w] = kl_term(v[w], u[w])
                 if real is float:
                     word32[w] |= fk_outside_f32(v[w], u[w], low, high)
                 else:
                     word64[w] |= fk_outside_f64(v[w], u[w], low, high)
-        add_to_lane(s, width, sums + i * across, sums_lo + i * across)
+        add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
         if op != GENERALIZED_KL:
             t = differences + i * across
             t_lo = differences_lo + i * across
@@ -701,21 +713,22 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
                           const char* p_next, Py_ssize_t p_next_stride, const char* q_next,
                           Py_ssize_t q_next_stride) noexcept nogil:
     """The same of entropy_lanes or, where there is a q, cross_entropy_lanes."""
-    cdef real s[WIDE]
+    cdef real terms[RUN * WIDE]
     cdef uint32_t word32[WIDE]
     cdef uint64_t word64[WIDE]
-    cdef real low = smallest_number(<real>0), high = largest(<real>0), zero = 0, infinity = INFINITY
+    cdef real low = smallest_normal(<real>0), high = largest(<real>0), zero = 0, infinity = INFINITY
     cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, w, c
+    cdef Py_ssize_t i, w, c, k
     cdef const real* v
     cdef const real* u
     for w in range(width):
         word32[w] = odd32[w]
         word64[w] = odd64[w]
     for i in range(LANES if n > LANES else n):
-        for w in range(width):
-            s[w] = 0
+        for w in range(RUN * WIDE):
+            terms[w] = 0
         c = i
+        k = 0
         while c < n:
             v = p + c * p_stride
             u = q + c * q_stride
@@ -723,20 +736,21 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
             fk_prefetch(q_next, c * q_next_stride, width * sizeof(real))
             if op == ENTROPY:
                 for w in range(width):
-                    s[w] -= v[w] * log_of(v[w])
+                    terms[k + w] = -v[w] * log_of(v[w])
                     if real is float:
                         word32[w] |= fk_outside_f32(v[w], v[w], zero, high)
                     else:
                         word64[w] |= fk_outside_f64(v[w], v[w], zero, high)
             else:
                 for w in range(width):
-                    s[w] -= v[w] * log_of(u[w])
+                    terms[k + w] = -v[w] * log_of(u[w])
                     if real is float:
                         word32[w] |= fk_outside_f32(u[w], u[w], low, high) | fk_outside_f32(v[w], v[w], zero, infinity)
                     else:
                         word64[w] |= fk_outside_f64(u[w], u[w], low, high) | fk_outside_f64(v[w], v[w], zero, infinity)
             c += LANES
-        add_to_lane(s, width, sums + i * across, sums_lo + i * across)
+            k += WIDE
+        add_terms(terms, (n + LANES - 1) // LANES, width, sums + i * across, sums_lo + i * across)
     for w in range(width):
         odd32[w] = word32[w]
         odd64[w] = word64[w]
