@@ -129,6 +129,8 @@ def lines() -> list[str]:
     exp_tail = lambda r: series(r, lambda r: (mpmath.expm1(r) - r) / r**2, lambda i: 1 / mpmath.factorial(i + 2))  # noqa: E731
     exp_weight = lambda r: r**2 * mpmath.exp(-r)  # noqa: E731
     exp_reach = half_octave * mpf("1.0001")
+    # exp(r) - 1 - r = r^2 Q(r), relative to itself.
+    excess_weight = lambda r: 1 / exp_tail(r)  # noqa: E731
     # log(1 + f) = f - f^2/2 + f^3 P(f) for 1 + f in [sqrt(1/2), sqrt(2)]; relative to the logarithm.
     log_tail = lambda f: series(  # noqa: E731
         f, lambda f: (mpmath.log1p(f) - f + f**2 / 2) / f**3, lambda i: mpf((-1) ** int(i)) / (i + 3)
@@ -161,6 +163,8 @@ def lines() -> list[str]:
         scalar("LN2_REST_F64", "double", ln2 - rounded(ln2, 14)),
         polynomial("EXP_F32", "float", exp_tail, exp_weight, 4, -exp_reach, exp_reach),
         polynomial("EXP_F64", "double", exp_tail, exp_weight, 9, -exp_reach, exp_reach),
+        polynomial("EXCESS_F32", "float", exp_tail, excess_weight, 4, -exp_reach, exp_reach),
+        polynomial("EXCESS_F64", "double", exp_tail, excess_weight, 9, -exp_reach, exp_reach),
         polynomial("LOG_F32", "float", log_tail, log_weight, 7, sqrt_half - 1, 2 * sqrt_half - 1),
         polynomial("LOG_F64", "double", atanh_tail, lambda z: z / 2, 6, mpf(0), atanh_reach),
         polynomial("KL_F32", "float", atanh_tail, mpmath.sqrt, 2, mpf(0), kl_reach),

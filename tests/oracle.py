@@ -524,8 +524,8 @@ def unit(operation: Operation, x: Sequence[Any], right: Any, dtype: str) -> Any:
         case "order":
             return max(unit_of_order(operation, *x, right), SMALLEST_DIVERGENCE[dtype])
         case "mixed":
-            # The terms' derivatives, by a change that is far below their digits and far above the oracle's; then that of
-            # what is made of the sum of terms.
+            # The terms' derivatives, by a change that is far below their digits and far above the oracle's; then the
+            # derivative of what is made of their sum.
             change, total = mp.mpf(10) ** -30, mp.mpf(0)
             function, outer = MADE_OF_A_SUM.get(operation.function, (function_of(operation), lambda result: 1))
             for u, v in zip(*x, strict=True):

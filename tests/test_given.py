@@ -129,6 +129,38 @@ def test_of_every_scale(id_: str, dtype: str, size: int, tier: str, rng: np.rand
     assert_within_budget(oracle.evaluate(fk, BY_ID[id_], oracle.stacked([row for row, _, _ in rows])), rows, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [3, 10, 200, 1000, 9000, 140_000])
+def test_near_and_far_logits_side_by_side(dtype: str, size: int, tier: str, rng: np.random.Generator) -> None:
+    """Rows are told by other sums where they are near each other, and read in an order learnt from the rows before:
+    neighbours, their order, threads and strides change no bit.
+    """
+    rows = 70 if size <= 1000 else 6 if size == 9000 else 2
+    x = rng.normal(size=(rows, size)) * 3
+    y = x + rng.choice([0, 1e-4, 0.02, 0.3, 1, 3], (rows, 1)) * rng.normal(size=x.shape)
+    y += rng.choice([0, 0, 5, 1000], (rows, 1))
+    x[::5, rng.random(size) < 0.3] = -INF  # a class that only y has, or
+    y[::10][np.isinf(x[::10])] = -INF  # neither
+    x[1::5, -1], y[1::5, -1] = -70, 20  # p is as good as 0
+    x[2::9, : size // 2], x[2::9, size // 2] = -60, 9  # a bad first guess of what the rows differ by
+    y[2::9, size // 2] = x[2::9, size // 2] + 3
+    x, y = x.astype(dtype), y.astype(dtype)
+    x[:, 0][np.isneginf(x).all(axis=1)] = 0
+    if rows > 3:
+        x[3, 0] = NAN
+    with np.errstate(all="ignore"):
+        right = reference.kl_divergence(x.astype(np.float64), y.astype(np.float64), given="logits")
+    got = fk.kl_divergence(x, y, given="logits", n_threads=1)
+    np.testing.assert_allclose(got, right, rtol=1e-5 if dtype == "float32" else 1e-11, atol=1e-12)
+    alone = [fk.kl_divergence(v, w, given="logits", n_threads=1) for v, w in zip(x, y, strict=True)]
+    assert got.tobytes() == np.array(alone).tobytes()
+    assert got[::-1].tobytes() == fk.kl_divergence(x[::-1], y[::-1], given="logits", n_threads=3).tobytes()
+    columns = [np.asfortranarray(v) for v in (x, y)]
+    assert got.tobytes() == fk.kl_divergence(*columns, given="logits").tobytes()
+    apart = [np.repeat(v, 2, axis=1)[:, ::2] for v in (x, y)]
+    assert got.tobytes() == fk.kl_divergence(*apart, given="logits").tobytes()
+
+
 @pytest.mark.parametrize("size", [10, 300])
 def test_normalized_mixed_pairs_of_float32(size: int, tier: str, rng: np.random.Generator) -> None:
     """Their logs are taken in double: at every scale they are as exact as those of two rows of logits."""

@@ -131,6 +131,75 @@ def layouts(arrays: Sequence[np.ndarray], rng: np.random.Generator) -> Any:
     yield "byte-swapped", each(lambda v: v.astype(v.dtype.newbyteorder()))
 
 
+#: The functions that have loops over columns of their own.
+BY_COLUMNS = (
+    *("logsumexp", "softmax", "log_softmax", "softmax_cross_entropy"),
+    *("entropy", "cross_entropy", "kl_divergence", "generalized_kl"),
+)
+
+
+def unusual_columns(operation: Operation, size: int, columns: int, dtype: Any, rng: np.random.Generator) -> Any:
+    """Draw rows, to be read as columns, with what their neighbours must not catch.
+
+    Of logits blocks of -inf, an order that moves the reference, a label's logit that is infinite or NaN.
+    """
+    arrays = draw(operation, columns, size, dtype, rng)
+    block = min(size, 4096)
+    if operation.domain == "logits":
+        x = arrays[0]
+        x[::5] = np.sort(10 * x[::5], axis=1)
+        x[1::5, :block] = -np.inf
+        x[2::5] = np.round(x[2::5])
+        x[3::10] = -np.inf
+        if "labels" in operation.operands:
+            every = np.arange(columns)
+            x[every[4::10], arrays[1][4::10]] = rng.choice([np.inf, -np.inf, np.nan], len(every[4::10]))
+            x[every[9::10], arrays[1][9::10]] = 50
+    else:
+        for v in arrays:
+            v[1::5, ::2] = 0
+            v[2::5, :block] *= dtype(1e-44) if dtype == np.float32 else dtype(1e-320)
+            v[3::10, -1] = -1
+            v[4::10, size // 2] = np.inf
+    return arrays
+
+
+# A tile's edges: a vector, a stretch of either type; those of a lane, a run, a block and a chunk.
+@pytest.mark.parametrize(
+    ("size", "columns"),
+    [(size, columns) for size in (255, 256, 257) for columns in (15, 16, 17, 127, 128, 129, 255, 256, 257)]
+    + [(size, columns) for size in (288, 352, 353, 384, 385, 4095, 4096, 4097, 4225) for columns in (17, 100)]
+    + [(9000, 257), (131_072, 16), (131_073, 17)],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "operation", [o for o in OPERATIONS if o.function in BY_COLUMNS], ids=lambda operation: operation.id
+)
+def test_of_columns(
+    operation: Operation, dtype: Any, size: int, columns: int, tier: str, rng: np.random.Generator
+) -> None:
+    arrays = unusual_columns(operation, size, columns, dtype, rng)
+    where = rng.random((columns, size)) < 0.9
+    for mask in (None, where):
+        keywords = {} if mask is None else {"where": mask}
+        right = oracle.evaluate(fk, operation, arrays, n_threads=1, **keywords)
+        rows = [np.asarray(row).tobytes() for row in right]
+        down = [np.ascontiguousarray(v.T) if v.ndim == 2 else v for v in arrays]
+        keywords = {} if mask is None else {"where": np.ascontiguousarray(mask.T)}
+        for n_threads in (1, 3):
+            got = oracle.evaluate(fk, operation, down, axis=0, n_threads=n_threads, **keywords)
+            assert_rows_same(got.T, rows, f"along axis 0, {n_threads} threads")
+        # Between other columns, into a result between others.
+        wide = [np.pad(v, ((0, 0), (3, 2)), constant_values=np.nan)[:, 3:-2] if v.ndim == 2 else v for v in down]
+        out = np.zeros((*got.shape[:-1], columns + 5), dtype)[..., 1:-4]
+        oracle.evaluate(fk, operation, wide, axis=0, out=out, n_threads=1, **keywords)
+        assert_rows_same(out.T, rows, "between other columns")
+        if columns % 2 == 0 and right.ndim == 2 and mask is None:
+            middle = [v.reshape(2, columns // 2, size).swapaxes(1, 2).copy() for v in arrays if v.ndim == 2]
+            got = oracle.evaluate(fk, operation, middle, axis=1)
+            assert_rows_same(got.swapaxes(1, 2).reshape(columns, size), rows, "along the middle axis")
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 10, 16])
 @dtypes
 @operations

@@ -42,6 +42,9 @@ MAX_ULP = {
 MAX_EPS = {
     "kl_term": (3.1, 3.3),
     "kl_term_any": (2.8, 3.0),
+    "exp_weight": (1.6, 3.0),
+    "kl_excess": (14.0, 15.0),
+    "log1p_gap": (2.6, 2.6),
     "kl_fall": (3.5, 3.5),
     "kl_rise": (7.5, 7.5),
     "js_shape": (7.0, 7.0),
@@ -251,6 +254,67 @@ def test_shapes_of_log_ratios(dtype, tier, vmath, rng):
         ends = vmath(name, np.array([0, np.finfo(dtype).max], dtype))
         assert ends[0] == 0
         assert ends[1] == dtype({"kl_fall": np.finfo(dtype).max, "kl_rise": 1, "js_shape": np.log(2) / 2}[name])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_excess_of_log_ratios(dtype, tier, vmath, rng):
+    """A term of nearly equal rows, and the digits that are left of it where exp(-z) - 1 + z is added up."""
+    eps = float(np.finfo(dtype).eps)
+    smallest = -40 if dtype is np.float32 else -400
+    n = 1500
+    z = np.concatenate([2.0 ** rng.uniform(smallest, 6.4, n), rng.uniform(0, 5, n), rng.uniform(0.34, 0.36, n)])
+    z = np.concatenate([z, -np.minimum(z, 39)]).astype(dtype)
+    got = vmath("kl_excess", z)
+    with mpmath.workprec(1200):
+        exact = [mpmath.exp(-mpmath.mpf(x)) - 1 + mpmath.mpf(x) for x in z.tolist()]
+    with mpmath.workprec(100):
+        error = np.array([float(abs(g - x) / x) for g, x in zip(got.tolist(), exact, strict=True)]) / eps
+    inside = np.abs(z) < 0.34
+    for name, least, chosen in (("kl_excess", 1.0, ~inside), ("kl_excess", 0.2, inside)):
+        largest, where = worst(name, error[chosen], z[chosen])
+        assert largest <= least * allowed(MAX_EPS, name, tier), where
+    ends = vmath("kl_excess", np.array([0, np.inf, np.nan, 1e30], dtype))
+    np.testing.assert_array_equal(ends, np.array([0, np.inf, np.nan, 1e30], dtype))
+
+
+def test_weights(tier, vmath, rng):
+    """Their error grows with the distance from 0, by less than that of the distance itself."""
+    x = np.concatenate([-rng.uniform(0, 87, 100_000), -(2.0 ** rng.uniform(-40, 6, 100_000)), rng.uniform(0, 80, 1000)])
+    x = x.astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    error = np.abs(vmath("exp_weight", x) - exact) / exact / 2.0**-23 / (1 + np.abs(x) / 40)
+    largest, where = worst("exp_weight", error, x)
+    assert largest <= allowed(MAX_EPS, "exp_weight", tier), where
+    ends = vmath("exp_weight", np.array([0, -87.1, -1e30, -np.inf, np.nan], np.float32))
+    np.testing.assert_array_equal(ends, np.array([1, 0, 0, 0, np.nan], np.float32))
+
+
+@long_double
+def test_log_of_a_sum(tier, vmath, rng):
+    """log(1 + y) of a sum of exponentials less one of them; for results in float32 far beyond their digits."""
+    y = np.concatenate([rng.uniform(0, 3, SAMPLES // 4), 2.0 ** rng.uniform(-1000, 60, SAMPLES // 4)])
+    exact = np.log1p(y.astype(np.longdouble))
+    largest, where = worst("log1p_sum", ulps(vmath("log1p_sum", y), exact, 52, -1074), y)
+    assert largest <= 1.45, where
+    error = np.abs(vmath("log1p_sum_single", y) - exact) / exact
+    assert error.max() <= 2.0**-27
+    for name in ("log1p_sum", "log1p_sum_single"):
+        ends = vmath(name, np.array([0.0, TINY64, -1.0, NAN]))
+        np.testing.assert_array_equal(ends, np.array([0.0, TINY64, -INF, NAN]))
+
+
+def test_gap_of_log1p(tier, vmath, rng):
+    n = 1000
+    y = np.concatenate([rng.uniform(-0.29, 0.41, n), rng.choice([-0.3, 0.3], n) * 2.0 ** rng.uniform(-300, 0, n)])
+    y = np.clip(y, -0.29, 0.41)
+    with mpmath.workprec(1200):
+        exact = [mpmath.mpf(v) - mpmath.log1p(mpmath.mpf(v)) for v in y.tolist()]
+    with mpmath.workprec(100):
+        got = vmath("log1p_gap", y).tolist()
+        error = np.array([float(abs(g - x) / x) for g, x in zip(got, exact, strict=True)]) / 2.0**-52
+    largest, where = worst("log1p_gap", error, y)
+    assert largest <= allowed(MAX_EPS, "log1p_gap", tier), where
+    assert vmath("log1p_gap", np.zeros(1))[0] == 0
 
 
 @long_double

@@ -22,13 +22,6 @@ cdef inline real largest(real like) noexcept nogil:
         return 2.0 ** 960
 
 
-cdef inline real smallest_number(real like) noexcept nogil:
-    if real is float:
-        return 2.0 ** -149
-    else:
-        return 5e-324
-
-
 cdef inline real absent_p(int op, real like) noexcept nogil:
     """What stands for p where there is no element: with absent_q it adds exactly nothing to the terms and to p - q and
     stays within the fast loops' domain. KL's adds smallest_q to the sum of p, which divergence_block takes off again."""
@@ -50,27 +43,46 @@ cdef inline void add_run(double* t, double* t_lo, real s) noexcept nogil:
 
 # The fast loops. Each gives a lane's sum of terms, and 1 in odd where one of its numbers was outside the domain.
 
-cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
-                   const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
-                   int* odd, const char* p_next, const char* q_next) noexcept nogil:
-    """The KL terms; for KL and KL_NORMALIZED also the sum of p - q, for KL_NORMALIZED that of p. Where the data is float64
-    that difference is a two-sum: near-equal rows leave far less than its rounding."""
-    cdef real s[LANES]
+cdef inlined add_strip(const real* e, Py_ssize_t vectors, double* t, double* t_lo) noexcept nogil:
+    """Add a strip's terms to the lanes' sums, RUN vectors at a time."""
+    cdef Py_ssize_t k = 0
+    cdef int j
+    while k + RUN <= vectors:
+        for j in range(LANES):
+            add_run(&t[j], &t_lo[j], (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j]))
+        e += RUN * LANES
+        k += RUN
+    while k < vectors:
+        for j in range(LANES):
+            add_run(&t[j], &t_lo[j], e[j])
+        e += LANES
+        k += 1
+
+
+cdef inline Py_ssize_t strip_size(Py_ssize_t count) noexcept nogil:
+    """Vectors of the next strip, where count are left."""
+    return STRIP // LANES if count > STRIP // LANES else count
+
+
+cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count, const float* p_patch, const float* q_patch,
+                        const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
+                        int* odd, const char* p_next, const char* q_next) noexcept nogil:
+    """kl_lanes of float32: a term's chain is short, so that all of it is done at once, vector by vector."""
+    cdef float s[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double d[LANES]
     cdef double e[LANES]
     cdef double w[LANES]
-    cdef uint32_t odd32[LANES]
-    cdef uint64_t odd64[LANES]
-    cdef real low = smallest_q(<real>0), high = largest(<real>0)
+    cdef uint32_t odd_words[LANES]
+    cdef float low = smallest_q(<float>0), high = largest(<float>0)
     cdef Py_ssize_t i = 0, stop
     cdef int j
-    cdef const real* x
-    cdef const real* y
+    cdef const float* x
+    cdef const float* y
     for j in range(LANES):
         t[j] = t_lo[j] = d[j] = e[j] = w[j] = 0
-        odd32[j] = odd64[j] = 0
+        odd_words[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
@@ -78,21 +90,14 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
         while i < stop:
             x = vector_at(p, i, p_patch, at)
             y = vector_at(q, i, q_patch, at)
-            fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch(q_next, i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(p_next, i * LANES * sizeof(float), LANES * sizeof(float))
+            fk_prefetch(q_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
                 s[j] += kl_term(x[j], y[j])
-                if real is float:
-                    odd32[j] |= fk_outside_f32(x[j], y[j], low, high)
-                else:
-                    odd64[j] |= fk_outside_f64(x[j], y[j], low, high)
+                odd_words[j] |= fk_outside_f32(x[j], y[j], low, high)
             if op != GENERALIZED_KL:
-                if real is float:
-                    for j in range(LANES):
-                        d[j] += <double>(x[j] - y[j])
-                else:
-                    for j in range(LANES):
-                        two_sum_add(&d[j], &e[j], x[j] - y[j])
+                for j in range(LANES):
+                    d[j] += <double>(x[j] - y[j])
             if op == KL_NORMALIZED:
                 for j in range(LANES):
                     w[j] += <double>x[j]
@@ -104,68 +109,239 @@ cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const
         differences[j] = d[j]
         differences_lo[j] = e[j]
         masses[j] = w[j]
-        if real is float:
-            odd[j] = odd32[j] >> 31
-        else:
-            odd[j] = odd64[j] >> 63
+        odd[j] = odd_words[j] >> 31
 
 
-cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, const Py_ssize_t* at, double* sums,
-                        int* odd, const char* p_next) noexcept nogil:
-    """-p log p."""
-    cdef real s[LANES]
+cdef loop kl_across_lanes(const float* p, const float* q, Py_ssize_t count, bint differs, double* sums,
+                          double* differences, int* odd, const char* p_next, const char* q_next) noexcept nogil:
+    """kl_lanes of whole float vectors, to the same bits, for at most ACROSS of them. The terms of 16 lanes, which stay
+    in registers, are summed by runs, and after that the runs and the differences in double. A number's bits grow with
+    it, and those of a negative one are the largest without, the smallest with a sign: two comparisons tell what is
+    outside."""
+    cdef float runs[RUNS * LANES]
+    cdef float s[16]
+    cdef uint32_t most[16]
+    cdef int32_t least[16]
+    cdef uint32_t p_most[LANES]
+    cdef int32_t q_least[LANES]
+    cdef double t[LANES]
+    cdef double d[LANES]
+    cdef uint32_t high = bits_f32(largest(<float>0)), word
+    cdef int32_t low = <int32_t>bits_f32(smallest_q(<float>0)), signed_word
+    cdef Py_ssize_t i, stop, g = 0
+    cdef int j
+    cdef const float* x
+    cdef const float* y
+    cdef float* run
+    while g < LANES:
+        for j in range(16):
+            most[j] = 0
+            least[j] = 0x7fffffff
+        x = p + g
+        y = q + g
+        run = runs + g
+        i = 0
+        while i < count:
+            stop = i + RUN if i + RUN < count else count
+            for j in range(16):
+                s[j] = 0
+            while i < stop:
+                fk_prefetch(p_next, (i * LANES + g) * sizeof(float), 16 * sizeof(float))
+                fk_prefetch(q_next, (i * LANES + g) * sizeof(float), 16 * sizeof(float))
+                for j in range(16):
+                    s[j] += kl_term_f32(x[j], y[j])
+                    word = bits_f32(x[j])
+                    signed_word = <int32_t>bits_f32(y[j])
+                    most[j] = word if word > most[j] else most[j]
+                    least[j] = signed_word if signed_word < least[j] else least[j]
+                x += LANES
+                y += LANES
+                i += 1
+            for j in range(16):
+                run[j] = s[j]
+            run += LANES
+        for j in range(16):
+            p_most[g + j] = most[j]
+            q_least[g + j] = least[j]
+        g += 16
+    for j in range(LANES):
+        t[j] = d[j] = 0
+    for i in range((count + RUN - 1) // RUN):
+        run = runs + i * LANES
+        for j in range(LANES):
+            t[j] += run[j]
+    for i in range(count if differs else 0):
+        x = p + i * LANES
+        y = q + i * LANES
+        for j in range(LANES):
+            d[j] += <double>(x[j] - y[j])
+    for j in range(LANES):
+        sums[j] = t[j]
+        differences[j] = d[j]
+        odd[j] = (p_most[j] > high) | (q_least[j] < low)
+
+
+cdef inlined kl_strips(int op, const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,
+                       const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
+                       int* odd, const char* p_next, const char* q_next) noexcept nogil:
+    """kl_lanes of float64, in strips."""
+    cdef double p_spare[STRIP]
+    cdef double q_spare[STRIP]
+    cdef double w[STRIP]
+    cdef double gap[STRIP]
+    cdef double near[STRIP]
+    cdef double far[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef uint32_t odd32[LANES]
-    cdef uint64_t odd64[LANES]
-    cdef real zero = 0, high = largest(<real>0)
+    cdef double d[LANES]
+    cdef double e[LANES]
+    cdef double m[LANES]
+    cdef uint32_t highest[WORDS]
+    cdef int32_t lowest_word[WORDS]
+    cdef Py_ssize_t i = 0, vectors, n, j, k
+    cdef const double* x
+    cdef const double* y
+    for j in range(LANES):
+        t[j] = t_lo[j] = d[j] = e[j] = m[j] = 0
+        odd[j] = 0
+    for j in range(WORDS):
+        highest[j] = 0
+        lowest_word[j] = 0x7fffffff
+    while i < count:
+        vectors = strip_size(count - i)
+        n = vectors * LANES
+        x = strip_at(p, i, vectors, p_patch, at, p_spare)
+        y = strip_at(q, i, vectors, q_patch, at, q_spare)
+        fk_prefetch(p_next, i * LANES * sizeof(double), n * sizeof(double))
+        for j in range(n):
+            kl_cut_f64(x[j], y[j], &w[j], &gap[j], &near[j], &far[j])
+        fk_prefetch(q_next, i * LANES * sizeof(double), n * sizeof(double))
+        for j in range(n):
+            w[j] = kl_join_f64(x[j], w[j], gap[j], near[j], far[j])
+        add_strip(w, vectors, t, t_lo)
+        if op != GENERALIZED_KL:
+            # A two-sum: near-equal rows leave far less than its rounding.
+            for k in range(vectors):
+                for j in range(LANES):
+                    two_sum_add(&d[j], &e[j], x[k * LANES + j] - y[k * LANES + j])
+        if op == KL_NORMALIZED:
+            for k in range(vectors):
+                for j in range(LANES):
+                    m[j] += <double>x[k * LANES + j]
+        raise_words(x, vectors, highest)
+        lower_words(y, vectors, lowest_word)
+        i += vectors
+    for j in range(LANES):
+        sums[j] = closed(t[j], t_lo[j])
+        differences[j] = d[j]
+        differences_lo[j] = e[j]
+        masses[j] = m[j]
+    mark_above(highest, largest(p[0]), odd)
+    mark_below(lowest_word, smallest_q(p[0]), odd)
+
+
+cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+                   const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
+                   int* odd, const char* p_next, const char* q_next) noexcept nogil:
+    """The KL terms; for KL and KL_NORMALIZED also the sum of p - q, for KL_NORMALIZED that of p."""
+    if real is float:
+        kl_vectors(op, p, q, count, p_patch, q_patch, at, sums, differences, differences_lo, masses, odd, p_next,
+                   q_next)
+    else:
+        kl_strips(op, p, q, count, p_patch, q_patch, at, sums, differences, differences_lo, masses, odd, p_next, q_next)
+
+
+cdef inlined entropy_vectors(const float* p, Py_ssize_t count, const float* patch, const Py_ssize_t* at, double* sums,
+                             int* odd, const char* p_next) noexcept nogil:
+    """entropy_lanes of float32."""
+    cdef float s[LANES]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef uint32_t odd_words[LANES]
+    cdef float zero = 0, high = largest(<float>0)
     cdef Py_ssize_t i = 0, stop
     cdef int j
-    cdef const real* x
+    cdef const float* x
     for j in range(LANES):
         t[j] = t_lo[j] = 0
-        odd32[j] = odd64[j] = 0
+        odd_words[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
             s[j] = 0
         while i < stop:
             x = vector_at(p, i, patch, at)
-            fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(p_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(x[j])
-                if real is float:
-                    odd32[j] |= fk_outside_f32(x[j], x[j], zero, high)
-                else:
-                    odd64[j] |= fk_outside_f64(x[j], x[j], zero, high)
+                odd_words[j] |= fk_outside_f32(x[j], x[j], zero, high)
             i += 1
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
-        if real is float:
-            odd[j] = odd32[j] >> 31
-        else:
-            odd[j] = odd64[j] >> 63
+        odd[j] = odd_words[j] >> 31
 
 
-cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
-                              const Py_ssize_t* at, double* sums, int* odd, const char* p_next,
-                              const char* q_next) noexcept nogil:
-    """-p log q."""
-    cdef real s[LANES]
+cdef inlined entropy_strips(const double* p, Py_ssize_t count, const double* patch, const Py_ssize_t* at, double* sums,
+                            int* odd, const char* p_next) noexcept nogil:
+    """entropy_lanes of float64."""
+    cdef double spare[STRIP]
+    cdef double f[STRIP]
+    cdef double s[STRIP]
+    cdef double k[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef uint32_t odd32[LANES]
-    cdef uint64_t odd64[LANES]
-    cdef real low = smallest_number(<real>0), high = largest(<real>0)
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
-    cdef const real* x
-    cdef const real* y
+    cdef uint32_t highest[WORDS]
+    cdef Py_ssize_t i = 0, vectors, n, j
+    cdef const double* x
     for j in range(LANES):
         t[j] = t_lo[j] = 0
-        odd32[j] = odd64[j] = 0
+        odd[j] = 0
+    for j in range(WORDS):
+        highest[j] = 0
+    while i < count:
+        vectors = strip_size(count - i)
+        n = vectors * LANES
+        x = strip_at(p, i, vectors, patch, at, spare)
+        fk_prefetch(p_next, i * LANES * sizeof(double), n * sizeof(double))
+        for j in range(n):
+            log_cut_f64(x[j], &f[j], &s[j], &k[j])
+        for j in range(n):
+            f[j] = -x[j] * log_join_f64(f[j], s[j], k[j])
+        add_strip(f, vectors, t, t_lo)
+        raise_words(x, vectors, highest)
+        i += vectors
+    for j in range(LANES):
+        sums[j] = closed(t[j], t_lo[j])
+    mark_above(highest, largest(p[0]), odd)
+
+
+cdef loop entropy_lanes(const real* p, Py_ssize_t count, const real* patch, const Py_ssize_t* at, double* sums,
+                        int* odd, const char* p_next) noexcept nogil:
+    """-p log p."""
+    if real is float:
+        entropy_vectors(p, count, patch, at, sums, odd, p_next)
+    else:
+        entropy_strips(p, count, patch, at, sums, odd, p_next)
+
+
+cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t count, const float* p_patch, const float* q_patch,
+                                   const Py_ssize_t* at, double* sums, int* odd, const char* p_next,
+                                   const char* q_next) noexcept nogil:
+    """cross_entropy_lanes of float32."""
+    cdef float s[LANES]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef uint32_t odd_words[LANES]
+    cdef float low = 2.0 ** -149, high = largest(<float>0)
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
+    cdef const float* x
+    cdef const float* y
+    for j in range(LANES):
+        t[j] = t_lo[j] = 0
+        odd_words[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
@@ -173,24 +349,74 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
         while i < stop:
             x = vector_at(p, i, p_patch, at)
             y = vector_at(q, i, q_patch, at)
-            fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch(q_next, i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch(p_next, i * LANES * sizeof(float), LANES * sizeof(float))
+            fk_prefetch(q_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(y[j])
                 # p >= 0 and low <= q <= high
-                if real is float:
-                    odd32[j] |= fk_outside_f32(y[j], y[j], low, high) | fk_outside_f32(x[j], x[j], 0, INFINITY)
-                else:
-                    odd64[j] |= fk_outside_f64(y[j], y[j], low, high) | fk_outside_f64(x[j], x[j], 0, INFINITY)
+                odd_words[j] |= fk_outside_f32(y[j], y[j], low, high) | fk_outside_f32(x[j], x[j], 0, INFINITY)
             i += 1
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
-        if real is float:
-            odd[j] = odd32[j] >> 31
-        else:
-            odd[j] = odd64[j] >> 63
+        odd[j] = odd_words[j] >> 31
+
+
+cdef inlined cross_entropy_strips(const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,
+                                  const Py_ssize_t* at, double* sums, int* odd, const char* p_next,
+                                  const char* q_next) noexcept nogil:
+    """cross_entropy_lanes of float64; a denormal q is left to the other form."""
+    cdef double p_spare[STRIP]
+    cdef double q_spare[STRIP]
+    cdef double f[STRIP]
+    cdef double s[STRIP]
+    cdef double k[STRIP]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef uint32_t p_highest[WORDS]
+    cdef uint32_t q_highest[WORDS]
+    cdef int32_t lowest_word[WORDS]
+    cdef Py_ssize_t i = 0, vectors, n, j
+    cdef const double* x
+    cdef const double* y
+    for j in range(LANES):
+        t[j] = t_lo[j] = 0
+        odd[j] = 0
+    for j in range(WORDS):
+        p_highest[j] = q_highest[j] = 0
+        lowest_word[j] = 0x7fffffff
+    while i < count:
+        vectors = strip_size(count - i)
+        n = vectors * LANES
+        x = strip_at(p, i, vectors, p_patch, at, p_spare)
+        y = strip_at(q, i, vectors, q_patch, at, q_spare)
+        fk_prefetch(p_next, i * LANES * sizeof(double), n * sizeof(double))
+        for j in range(n):
+            log_cut_f64(y[j], &f[j], &s[j], &k[j])
+        fk_prefetch(q_next, i * LANES * sizeof(double), n * sizeof(double))
+        for j in range(n):
+            f[j] = -x[j] * log_join_f64(f[j], s[j], k[j])
+        add_strip(f, vectors, t, t_lo)
+        raise_words(x, vectors, p_highest)
+        raise_words(y, vectors, q_highest)
+        lower_words(y, vectors, lowest_word)
+        i += vectors
+    for j in range(LANES):
+        sums[j] = closed(t[j], t_lo[j])
+    mark_above(p_highest, <double>INFINITY, odd)
+    mark_above(q_highest, largest(p[0]), odd)
+    mark_below(lowest_word, <double>(2.0 ** -1022), odd)
+
+
+cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+                              const Py_ssize_t* at, double* sums, int* odd, const char* p_next,
+                              const char* q_next) noexcept nogil:
+    """-p log q."""
+    if real is float:
+        cross_entropy_vectors(p, q, count, p_patch, q_patch, at, sums, odd, p_next, q_next)
+    else:
+        cross_entropy_strips(p, q, count, p_patch, q_patch, at, sums, odd, p_next, q_next)
 
 
 cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -248,14 +474,19 @@ cdef void fast_lanes(int op, const real* p, const real* q, Py_ssize_t count, con
                      int* odd, const char* p_next, const char* q_next) noexcept nogil:
     """The operation's fast loop, while what will be read next, unless NULL, is prefetched. odd also marks lanes whose sum
     is not finite, or so small that its terms may have lost digits to denormals."""
-    cdef int j
-    cdef double size, least = smallest_q(p[0])
+    cdef double least = smallest_q(p[0])
     if op == ENTROPY:
         entropy_lanes(p, count, p_patch, at, sums, odd, p_next)
     elif op == CROSS_ENTROPY:
         cross_entropy_lanes(p, q, count, p_patch, q_patch, at, sums, odd, p_next, q_next)
     else:
         kl_lanes(op, p, q, count, p_patch, q_patch, at, sums, differences, differences_lo, masses, odd, p_next, q_next)
+    mark_odd_sums(sums, least, odd)
+
+
+cdef inline void mark_odd_sums(const double* sums, double least, int* odd) noexcept nogil:
+    cdef double size
+    cdef int j
     for j in range(LANES):
         size = sums[j] if sums[j] > 0 else -sums[j]
         odd[j] |= (size - size != 0) | ((size > 0) & (size < least))
@@ -313,7 +544,15 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
         a.s_lo[first + j] = a.v_lo[first + j] = 0
-    fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next, q_next)
+    if real is float and (op == KL or op == GENERALIZED_KL):
+        for j in range(LANES):
+            a.u_lo[first + j] = a.v[first + j] = 0
+        kl_across_lanes(<const float*>p, <const float*>q, classes, op == KL, a.s + first, a.u + first, odd, p_next,
+                        q_next)
+        mark_odd_sums(a.s + first, smallest_q(p[0]), odd)
+    else:
+        fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next,
+                   q_next)
     for j in range(rows):
         any_odd |= odd[j]
     if any_odd:

@@ -32,12 +32,8 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
             target = gapless(plan, &plan.out, row, LANES, x)
             softmax_across[real](x, classes, next, target)
         else:
-            for j in range(first, first + n if plan.has_labels else first):
-                a.index[j] = read_label(plan, row + j)
-                a.label[j] = 0
-                if a.index[j] >= 0:
-                    a.label[j] = x[a.index[j] * LANES + j - first]
-                    x[a.index[j] * LANES + j - first] = -INFINITY
+            if plan.has_labels:
+                take_labels[real](plan, row + first, n, x, &a, first)
             if plan.op == LOG_SOFTMAX:
                 target = gapless(plan, &plan.out, row, LANES, x)
             logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, next, target, &a, first)
@@ -111,8 +107,19 @@ cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept no
 
 
 cdef inline Py_ssize_t side_rows(const Plan* plan, size_t itemsize) noexcept nogil:
-    """Two lines' worth, less of two operands: a block of each such row, in a thread's scratch, stays below 1 MiB."""
-    return (128 if plan.operands == 1 else 96) // itemsize
+    """Two lines' worth, less of two operands: a block of each such row, in a thread's scratch, stays below 1 MiB. Contiguous
+    rows of a half type share no lines: about a block of them, so that the first-level cache holds what they become."""
+    cdef Py_ssize_t most = (128 if plan.operands == 1 else 96) // itemsize, i
+    cdef bint halves = plan.classes > ACROSS
+    for i in range(plan.operands):
+        halves = halves and half_rows(plan, &plan.operand[i])
+    if halves and most > BLOCK // plan.classes:
+        return BLOCK // plan.classes if plan.classes < BLOCK else 1
+    return most
+
+
+cdef inline bint half_rows(const Plan* plan, const Operand* a) noexcept nogil:
+    return (a.storage == FK_F16 or a.storage == FK_BF16) and plan.n_inner == 1 and a.inner[0] == 2
 
 
 cdef inline Py_ssize_t mapped_rows(const Plan* plan, size_t itemsize) noexcept nogil:
@@ -293,7 +300,7 @@ cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
     if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
         finish_rows[real](plan, row, rows, a, scratch)
         return
-    map_factors(a, rows, plan.op == LOG_SOFTMAX, k)
+    map_factors(a, rows, plan.op == LOG_SOFTMAX, real is float, k)
     while i < rows:
         n = group if i + group < rows else rows - i
         map_rows[real](plan, row + i, n, 0, plan.classes, a.m + i, k + i, scratch)
@@ -386,16 +393,16 @@ cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
     cdef double extra[TILE]
     cdef Py_ssize_t j, kept = 0
     if plan.op == LOGSUMEXP:
-        finish_logsumexp(a, rows, result)
+        finish_logsumexp(a, rows, real is float, result)
     elif plan.op == WEIGHTED_LOGSUMEXP:
         finish_weighted(a, rows, plan.has_sign, result, extra)
     elif plan.op == SOFTMAX_CROSS_ENTROPY:
-        finish_label_loss(a, rows, result)
+        finish_label_loss(a, rows, real is float, result)
         for j in range(rows):
             kept += a.index[j] != IGNORED
         fk_add_count(&plan.kept, kept)
     elif plan.op == ENTROPY_OF_LOGITS:
-        finish_entropy_of_logits(a, rows, plan.scale, result)
+        finish_entropy_of_logits(a, rows, plan.scale, real is float, result)
     elif is_pointwise(plan.op):
         finish_terms(plan, a, row, rows, result)
     else:
@@ -417,6 +424,8 @@ cdef void one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, real*
     cdef unsigned int mode = fk_default_mode()
     if across:
         tile_across[real](plan, row, rows, scratch)
+    elif by_columns(plan, sizeof(real)):
+        tile_columns[real](plan, row, rows, scratch)
     else:
         tile_rows[real](plan, row, rows, scratch)
     fk_restore_mode(mode)
@@ -473,7 +482,7 @@ cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch,
         finish_rows[real](plan, plan.first_row, rows, &a, scratch)
         fk_restore_mode(mode)
         return
-    map_factors(&a, rows, plan.op == LOG_SOFTMAX, k)
+    map_factors(&a, rows, plan.op == LOG_SOFTMAX, real is float, k)
     fk_restore_mode(mode)
     for t in prange(rows * chunks, num_threads=threads, schedule="static"):
         map_chunk[real](plan, t, chunks, &a, k, scratch + threadid() * stride)
@@ -507,6 +516,10 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
             stride = side_rows(plan, sizeof(real)) * SPAN
         elif maps or plan.op == WEIGHTED_LOGSUMEXP:
             stride += SPAN
+    if by_columns(plan, sizeof(real)) and (chunks == 1 or threads == 1 or rows >= 2 * threads):
+        size = tile_size_of_columns(plan, sizeof(real), threads)
+        stride = columns_scratch(sizeof(real)) // sizeof(real)
+        chunks = 1
     stride += 64 - stride % 64
     tiles = (rows + size - 1) // size
     if threads > tiles * (chunks if chunks > 1 else 1):

@@ -8,6 +8,12 @@
 # All in double, also where the data is float32. An error that log(p/q) has for all classes, from the sums, leaves a sum
 # of p - q; where that counts, it is taken off the logs and the second pass is done again.
 
+cdef extern from "vmath.h" nogil:
+    float exp_weight_f32(float x)
+    float kl_excess_f32(float z)
+    double kl_excess_f64(double z)
+    double log1p_gap_f64(double y)
+
 cdef struct Scale:                  # what turns a row's numbers into probabilities
     double m                        # logs: p = exp(x - m) factor and log p = (x - m) - log_total
     double log_total
@@ -504,197 +510,482 @@ cdef void given_block(const Plan* plan, const real* a, const real* b, Py_ssize_t
 
 
 # ---- KL from logits in one read --------------------------------------------------------------------------------------
-# KL(p || q) = sum(p (a - b)) - (lse(a) - lse(b)), from running sums of both. What a sum is rounded by counts there by how
-# far the result is from those parts: a row whose KL is small beside them goes the other way, out of the cache.
+# In the data's own type, from sums over w = exp(a - ma), of
+#   far rows    KL = sum(w z)/sum(w) - log(sum(w)/sum(v)), v = exp(b - mb) and z = (a - ma) - (b - mb): what a sum is
+#               rounded by counts by how far the result is from those parts, but that a - ma and b - mb are rounded does
+#               not, for the formula is exact of the rounded ones
+#   near rows   KL = u - (y - log(1 + y)), u = sum(w (exp(-z) - 1 + z))/sum(w), y = u - sum(w z)/sum(w), with
+#               z = a - b - c: terms >= 0, and the less is taken off the better c is a mean of a - b; the difference of
+#               the maxima is a good guess
+# Which of the two a row is told by depends on the row alone. Where neither tells all digits, or a row holds what makes it
+# no distribution or its KL infinite, it goes the other way.
+
+cdef enum:
+    AHEAD = 65536                   # elements of the rows that a thread takes at a time, unless one alone is more
+
+cdef enum:
+    UNKNOWN
+    FAR
+    NEAR
 
 cdef struct Pass:
-    double m[2]                     # references: the maxima so far
-    double s[2]                     # 2^64 times the sums of exp(a - m[0]) and of exp(b - m[1]), each a two-sum
+    double m[2]                     # references: within 1 of the maxima so far
+    double s[2]                     # the sums of exp(a - m[0]) and, of far rows, exp(b - m[1]), each a two-sum; of double
+                                    # data all sums are 2^64 times as large
     double s_lo[2]
-    double centre
-    double t                        # that of (a - b - centre) exp(a - m[0])
+    double t                        # that of w z
     double t_lo
+    double u                        # of near rows that of w (exp(-z) - 1 + z)
+    double u_lo
 
 
-cdef loop kl_pass_lanes(const real* a, const real* b, Py_ssize_t count, const real* a_patch, const real* b_patch,
-                        const Py_ssize_t* at, const real* a_tops, const real* b_tops, const double* centres,
-                        double* a_sums, double* b_sums, double* moments) noexcept nogil:
-    """Per lane the sums of a Pass."""
+cdef inline real kl_excess(real z) noexcept nogil:
+    if real is float:
+        return kl_excess_f32(z)
+    else:
+        return kl_excess_f64(z)
+
+
+cdef inline real weight_of(real x) noexcept nogil:
+    """exp(x), in double 2^64 times that."""
+    if real is float:
+        return exp_weight_f32(x)
+    else:
+        return exp_up_f64(x)
+
+
+cdef inline real moment_of(real w, real x, real y) noexcept nogil:
+    """w (x - y), 0 where x is -inf."""
+    cdef real product = w * (x - y), none = 0
+    return none if x == -INFINITY else product
+
+
+cdef inline real centred(real a, real b, real c) noexcept nogil:
+    """a - b - c, rounded as if a - b were not: the rounding error of that is put back. NaN where b is -inf, the lowest
+    number where a is: its product with a probability of 0 is 0."""
+    cdef real d = a - b, part = d - a, none = lowest(a), z
+    z = (d - c) + ((a - (d - part)) - (b + part))
+    return none if a == -INFINITY else z
+
+
+cdef inline real largest_of(real a, real b, real c, real d) noexcept nogil:
+    return larger(larger(a, b), larger(c, d))
+
+
+cdef loop far_lanes(const real* a, const real* b, Py_ssize_t count, const real* a_patch, const real* b_patch,
+                    const Py_ssize_t* at, const real* a_references, const real* b_references, double* a_sums,
+                    double* b_sums, double* moments, real* a_tops, real* b_tops, const char* a_next,
+                    const char* b_next) noexcept nogil:
+    """Per lane the sums of a Pass of far rows, and the maxima. What will be read next, unless NULL, is prefetched."""
     cdef real ma[LANES]
     cdef real mb[LANES]
+    cdef real a_top[LANES]
+    cdef real b_top[LANES]
     cdef real s[LANES]
     cdef real r[LANES]
-    cdef real e[LANES]
-    cdef double w[LANES]
-    cdef double c[LANES]
+    cdef real w[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double u[LANES]
     cdef double u_lo[LANES]
     cdef double m[LANES]
     cdef double m_lo[LANES]
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
-    cdef const real* v
-    cdef const real* y
-    cdef double z, part, none = 0
+    cdef Py_ssize_t i = 0, whole = count - (at[0] >= 0)     # the tail is the only vector that is patched
+    cdef int j, step
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
+    cdef const real* y0
+    cdef const real* y1
+    cdef const real* y2
+    cdef const real* y3
+    cdef real x0, x1, x2, x3, e0, e1, e2, e3
     for j in range(LANES):
-        ma[j] = a_tops[j]
-        mb[j] = b_tops[j]
-        c[j] = centres[j]
+        ma[j] = a_references[j]
+        mb[j] = b_references[j]
+        a_top[j] = b_top[j] = -INFINITY
         t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
     while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = r[j] = w[j] = 0
-        while i < stop:
-            v = vector_at(a, i, a_patch, at)
-            y = vector_at(b, i, b_patch, at)
+        v0 = a + i * LANES if i < whole else a_patch
+        y0 = b + i * LANES if i < whole else b_patch
+        step = RUN if i + RUN <= whole else 1
+        fk_prefetch(a_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
+        fk_prefetch(b_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
+        if step == RUN:
+            v1 = v0 + LANES
+            v2 = v0 + 2 * LANES
+            v3 = v0 + 3 * LANES
+            y1 = y0 + LANES
+            y2 = y0 + 2 * LANES
+            y3 = y0 + 3 * LANES
             for j in range(LANES):
-                e[j] = exp_up(v[j] - ma[j])
-                s[j] += e[j]
-                r[j] += exp_up(y[j] - mb[j])
+                x0 = v0[j] - ma[j]
+                x1 = v1[j] - ma[j]
+                x2 = v2[j] - ma[j]
+                x3 = v3[j] - ma[j]
+                e0 = weight_of(x0)
+                e1 = weight_of(x1)
+                e2 = weight_of(x2)
+                e3 = weight_of(x3)
+                s[j] = (e0 + e1) + (e2 + e3)
+                w[j] = ((moment_of(e0, x0, y0[j] - mb[j]) + moment_of(e1, x1, y1[j] - mb[j]))
+                        + (moment_of(e2, x2, y2[j] - mb[j]) + moment_of(e3, x3, y3[j] - mb[j])))
+                r[j] = ((weight_of(y0[j] - mb[j]) + weight_of(y1[j] - mb[j]))
+                        + (weight_of(y2[j] - mb[j]) + weight_of(y3[j] - mb[j])))
+                a_top[j] = larger(largest_of(v0[j], v1[j], v2[j], v3[j]), a_top[j])
+                b_top[j] = larger(largest_of(y0[j], y1[j], y2[j], y3[j]), b_top[j])
+        else:
             for j in range(LANES):
-                z = <double>v[j] - <double>y[j]
-                if real is double:
-                    part = z - v[j]
-                    z = (z - c[j]) + ((v[j] - (z - part)) - (y[j] + part))
-                else:
-                    z -= c[j]
-                z = e[j] * z
-                w[j] += none if v[j] == -INFINITY else z
-            i += 1
+                x0 = v0[j] - ma[j]
+                e0 = weight_of(x0)
+                s[j] = e0
+                w[j] = moment_of(e0, x0, y0[j] - mb[j])
+                r[j] = weight_of(y0[j] - mb[j])
+                a_top[j] = larger(v0[j], a_top[j])
+                b_top[j] = larger(y0[j], b_top[j])
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
+        for j in range(LANES):
             add_run(&u[j], &u_lo[j], r[j])
         for j in range(LANES):
-            if real is double:
-                two_sum_add(&m[j], &m_lo[j], w[j])
-            else:
-                m[j] += w[j]
+            add_run(&m[j], &m_lo[j], w[j])
+        i += step
     for j in range(LANES):
         a_sums[j] = t[j] + t_lo[j]
         b_sums[j] = u[j] + u_lo[j]
         moments[j] = m[j] + m_lo[j]
+        a_tops[j] = a_top[j]
+        b_tops[j] = b_top[j]
 
 
-cdef inline void lower(Pass* st, int which, double m) noexcept nogil:
+cdef inline real near_term(real a, real b, real m, real c) noexcept nogil:
+    """w (exp(-z) - 1 + z) of any z: where p is as good as 0, what is left is q, whose exponential is of b then."""
+    cdef real z = centred(a, b, c), x = -centred(m, b, c), most = 40, infinity = INFINITY, least = -40, none = 0
+    cdef real near = weight_of(a - m) * kl_excess(z), far = weight_of(x)
+    far = infinity if x > most else far
+    far = none if b == -INFINITY else far
+    return far if z < least else near
+
+
+cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real* a_patch, const real* b_patch,
+                     const Py_ssize_t* at, const real* a_references, const real* centres, double* a_sums,
+                     double* moments, double* excesses, real* a_tops, const char* a_next,
+                     const char* b_next) noexcept nogil:
+    """Per lane the sums of a Pass of near rows, and the maxima of a."""
+    cdef real ma[LANES]
+    cdef real c[LANES]
+    cdef real a_top[LANES]
+    cdef real s[LANES]
+    cdef real r[LANES]
+    cdef real w[LANES]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef double u[LANES]
+    cdef double u_lo[LANES]
+    cdef double m[LANES]
+    cdef double m_lo[LANES]
+    cdef Py_ssize_t i = 0, whole = count - (at[0] >= 0)     # the tail is the only vector that is patched
+    cdef real farthest[LANES]
+    cdef int j, step
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
+    cdef const real* y0
+    cdef const real* y1
+    cdef const real* y2
+    cdef const real* y3
+    cdef real z0, z1, z2, z3, e0, e1, e2, e3, most = 40
+    for j in range(LANES):
+        ma[j] = a_references[j]
+        c[j] = centres[j]
+        a_top[j] = -INFINITY
+        t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
+    while i < count:
+        v0 = a + i * LANES if i < whole else a_patch
+        y0 = b + i * LANES if i < whole else b_patch
+        step = RUN if i + RUN <= whole else 1
+        fk_prefetch(a_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
+        fk_prefetch(b_next, i * LANES * sizeof(real), step * LANES * sizeof(real))
+        if step == RUN:
+            v1 = v0 + LANES
+            v2 = v0 + 2 * LANES
+            v3 = v0 + 3 * LANES
+            y1 = y0 + LANES
+            y2 = y0 + 2 * LANES
+            y3 = y0 + 3 * LANES
+            for j in range(LANES):
+                e0 = weight_of(v0[j] - ma[j])
+                e1 = weight_of(v1[j] - ma[j])
+                e2 = weight_of(v2[j] - ma[j])
+                e3 = weight_of(v3[j] - ma[j])
+                z0 = centred(v0[j], y0[j], c[j])
+                z1 = centred(v1[j], y1[j], c[j])
+                z2 = centred(v2[j], y2[j], c[j])
+                z3 = centred(v3[j], y3[j], c[j])
+                s[j] = (e0 + e1) + (e2 + e3)
+                w[j] = (e0 * z0 + e1 * z1) + (e2 * z2 + e3 * z3)
+                r[j] = (e0 * kl_excess(z0) + e1 * kl_excess(z1)) + (e2 * kl_excess(z2) + e3 * kl_excess(z3))
+                a_top[j] = larger(largest_of(v0[j], v1[j], v2[j], v3[j]), a_top[j])
+                farthest[j] = largest_of(-z0, -z1, -z2, -z3)
+        else:
+            v1 = v2 = v3 = v0
+            y1 = y2 = y3 = y0
+            for j in range(LANES):
+                e0 = weight_of(v0[j] - ma[j])
+                z0 = centred(v0[j], y0[j], c[j])
+                s[j] = e0
+                w[j] = e0 * z0
+                r[j] = e0 * kl_excess(z0)
+                a_top[j] = larger(v0[j], a_top[j])
+                farthest[j] = -z0
+        if fold_max(farthest) > most:
+            for j in range(LANES):
+                z0 = near_term(v0[j], y0[j], ma[j], c[j])
+                z1 = near_term(v1[j], y1[j], ma[j], c[j])
+                z2 = near_term(v2[j], y2[j], ma[j], c[j])
+                z3 = near_term(v3[j], y3[j], ma[j], c[j])
+                r[j] = (z0 + z1) + (z2 + z3) if step == RUN else z0
+        for j in range(LANES):
+            add_run(&t[j], &t_lo[j], s[j])
+        for j in range(LANES):
+            add_run(&u[j], &u_lo[j], r[j])
+        for j in range(LANES):
+            add_run(&m[j], &m_lo[j], w[j])
+        i += step
+    for j in range(LANES):
+        a_sums[j] = t[j] + t_lo[j]
+        excesses[j] = u[j] + u_lo[j]
+        moments[j] = m[j] + m_lo[j]
+        a_tops[j] = a_top[j]
+
+
+cdef inline void lower(Pass* st, int kind, int which, double m) noexcept nogil:
     """Move one side's sums to the reference m > st.m[which]."""
-    cdef double f = exp_up_f64(st.m[which] - m) * FK_DOWN
+    cdef double change = m - st.m[which], f = exp_up_f64(-change) * FK_DOWN, s = st.s[0] + st.s_lo[0]
+    if kind == FAR and s != 0:
+        two_sum_add(&st.t, &st.t_lo, change * s if which == 1 else -change * s)
     st.s[which] *= f
     st.s_lo[which] *= f
     if which == 0:
         st.t *= f
         st.t_lo *= f
+        st.u *= f
+        st.u_lo *= f
     st.m[which] = m
 
 
-cdef void pass_block(const real* a, const real* b, Py_ssize_t n, bint first, Pass* st) noexcept nogil:
-    """Add a block, the first or another, to a row's sums."""
+cdef inline double centre_of(real top, real other) noexcept nogil:
+    """A guess of what a and b differ by, from their maxima."""
+    return <double>top - <double>other if top > lowest(top) and other > lowest(top) else 0.0
+
+
+cdef inline real known_top(real top) noexcept nogil:
+    """A finite number in place of a maximum of none."""
+    return lowest(top) if top == -INFINITY else top
+
+
+cdef void open_pass(const real* a, const real* b, Py_ssize_t n, Pass* st) noexcept nogil:
+    """Start from a first block's maxima."""
+    cdef real patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef real tops[LANES]
+    cdef Py_ssize_t count = start_patches(a, n, <real>-INFINITY, patch, at)
+    max_lanes(a, count, patch, at, tops)
+    st.m[0] = known_top(fold_max(tops))
+    start_patches(b, n, <real>-INFINITY, patch, at)
+    max_lanes(b, count, patch, at, tops)
+    st.m[1] = known_top(fold_max(tops))
+    st.s[0] = st.s_lo[0] = st.s[1] = st.s_lo[1] = st.t = st.t_lo = st.u = st.u_lo = 0
+
+
+cdef void pass_block(int kind, const real* a, const real* b, Py_ssize_t n, double centre, const char* a_next,
+                     const char* b_next, Pass* st) noexcept nogil:
+    """Add a block to a row's sums; the references are lazy, see logspace.pxi."""
     cdef real a_patch[3 * LANES]
     cdef real b_patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real ma[LANES]
     cdef real mb[LANES]
-    cdef double c[LANES]
+    cdef real c[LANES]
+    cdef real a_tops[LANES]
+    cdef real b_tops[LANES]
     cdef double s[LANES]
     cdef double r[LANES]
     cdef double w[LANES]
     cdef Py_ssize_t count = start_patches(a, n, <real>-INFINITY, a_patch, at)
-    cdef real top, other
-    cdef int j
+    cdef real a_limit, b_limit
+    cdef int j, above, b_above
     start_patches(b, n, <real>-INFINITY, b_patch, at)
-    max_lanes(a, count, a_patch, at, ma)
-    max_lanes(b, count, b_patch, at, mb)
-    top = fold_max(ma)
-    other = fold_max(mb)
-    top = lowest(top) if top == -INFINITY else top
-    other = lowest(top) if other == -INFINITY else other
-    if first:
-        st.m[0] = top
-        st.m[1] = other
-        st.centre = <double>top - <double>other
-        st.t = st.t_lo = 0
-        st.s[0] = st.s_lo[0] = st.s[1] = st.s_lo[1] = 0
-    if top > st.m[0]:
-        lower(st, 0, top)
-    if other > st.m[1]:
-        lower(st, 1, other)
-    for j in range(LANES):
-        ma[j] = <real>st.m[0]
-        mb[j] = <real>st.m[1]
-        c[j] = st.centre
-    kl_pass_lanes(a, b, count, a_patch, b_patch, at, ma, mb, c, s, r, w)
+    while True:
+        a_limit = <real>(st.m[0] + 1)
+        b_limit = <real>(st.m[1] + 1)
+        for j in range(LANES):
+            ma[j] = <real>st.m[0]
+            mb[j] = <real>st.m[1]
+            c[j] = <real>centre
+            b_tops[j] = -INFINITY
+        if kind == NEAR:
+            near_lanes(a, b, count, a_patch, b_patch, at, ma, c, s, w, r, a_tops, a_next, b_next)
+        else:
+            far_lanes(a, b, count, a_patch, b_patch, at, ma, mb, s, r, w, a_tops, b_tops, a_next, b_next)
+        above = b_above = 0
+        for j in range(LANES):
+            above |= a_tops[j] > a_limit
+            b_above |= b_tops[j] > b_limit
+        if above:
+            lower(st, kind, 0, fold_max(a_tops))
+        if b_above:
+            lower(st, kind, 1, fold_max(b_tops))
+        if not above and not b_above:
+            break
     two_sum_add(&st.s[0], &st.s_lo[0], fold_sum(s))
-    two_sum_add(&st.s[1], &st.s_lo[1], fold_sum(r))
     two_sum_add(&st.t, &st.t_lo, fold_sum(w))
+    if kind == NEAR:
+        two_sum_add(&st.u, &st.u_lo, fold_sum(r))
+    else:
+        two_sum_add(&st.s[1], &st.s_lo[1], fold_sum(r))
 
 
-cdef void merge_pass(Pass* st, Pass* other) noexcept nogil:
+cdef void merge_pass(int kind, Pass* st, Pass* other) noexcept nogil:
     """Add a later chunk's sums to a row's; other is changed."""
     cdef int which
-    two_sum_add(&other.t, &other.t_lo, (other.s[0] + other.s_lo[0]) * (other.centre - st.centre))
     for which in range(2):
         if other.m[which] > st.m[which]:
-            lower(st, which, other.m[which])
+            lower(st, kind, which, other.m[which])
         elif other.m[which] < st.m[which]:
-            lower(other, which, st.m[which])
+            lower(other, kind, which, st.m[which])
+    for which in range(2):
         two_sum_add(&st.s[which], &st.s_lo[which], other.s[which])
         st.s_lo[which] += other.s_lo[which]
     two_sum_add(&st.t, &st.t_lo, other.t)
     st.t_lo += other.t_lo
+    two_sum_add(&st.u, &st.u_lo, other.u)
+    st.u_lo += other.u_lo
 
 
-cdef inline bint settled_by_pass(const Plan* plan, const Pass* st, double* result) noexcept nogil:
-    """The KL divergence if the sums tell all its digits; whether they do."""
-    cdef double total = st.s[0] + st.s_lo[0]
-    cdef double mean = (st.t + st.t_lo) / total
-    cdef double difference = st.m[0] - st.m[1], part = difference - st.m[0]
-    cdef double low = (st.m[0] - (difference - part)) - (st.m[1] + part)
-    cdef double shift = (st.centre - difference) - low, logs = log_any_f64(total / (st.s[1] + st.s_lo[1]))
-    cdef double kl = (mean + shift) - logs, parts = 1
+cdef inline double kl_of_far(double s, double r, double t) noexcept nogil:
+    """The KL divergence from a far row's sums; NaN where they do not tell all its digits."""
+    cdef double mean = t / s, logs = log_any_f64(s / r), kl = mean - logs, parts = 1, nan = NAN
     parts += mean if mean > 0 else -mean
-    parts += shift if shift > 0 else -shift
     parts += logs if logs > 0 else -logs
-    result[0] = kl * plan.scale + 0.0
-    return kl > parts / 16 and kl < INFINITY
+    return kl if (kl > 0.125 * parts) & (kl < INFINITY) else nan
+
+
+cdef inline double kl_of_near(double s, double t, double u) noexcept nogil:
+    """The same from a near row's sums."""
+    cdef double excess = u / s, y = excess - t / s, kl = excess - log1p_gap_f64(y), nan = NAN
+    return kl if (excess <= 8 * kl) & (y > -0.29) & (y < 0.41) else nan
+
+
+cdef inline double better_centre(double c, double s, double t, double u) noexcept nogil:
+    """What a near row's sums say that a and b differ by, in place of c; c itself where there is no such number."""
+    cdef double y = (u - t) / s
+    return c - log1p_f64(y) if -1 < y < INFINITY else c
 
 
 cdef inline bint one_pass(const Plan* plan) noexcept nogil:
     return plan.op == GENERALIZED_KL and both_scaled(plan) and plan.operand[0].logs and plan.operand[1].logs
 
 
-cdef bint pass_across(const Plan* plan, const real* a, const real* b, Py_ssize_t rows, double* result,
-                      bint* settled) noexcept nogil:
-    """Up to LANES short rows; returns whether all are settled."""
-    cdef Pass st
+cdef void close_far(const double* s, const double* r, const double* t, double* kl) noexcept nogil:
+    """kl_of_far of LANES rows."""
+    cdef int j
+    for j in range(LANES):
+        kl[j] = kl_of_far(s[j], r[j], t[j])
+
+
+cdef void close_near(const double* s, const double* t, const double* u, double* kl) noexcept nogil:
+    """kl_of_near of LANES rows."""
+    cdef int j
+    for j in range(LANES):
+        kl[j] = kl_of_near(s[j], t[j], u[j])
+
+
+cdef inline bint all_near(const double* near, Py_ssize_t rows) noexcept nogil:
+    """Whether no row is far, as a far one's KL divergence is above an eighth."""
+    cdef Py_ssize_t i
+    cdef bint result = True
+    for i in range(rows):
+        result = result and near[i] <= 0.03125
+    return result
+
+
+cdef inline bint all_known(const double* kl, Py_ssize_t rows) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef bint result = True
+    for i in range(rows):
+        result = result and kl[i] == kl[i]
+    return result
+
+
+cdef inline bint move_centres(const double* far, const double* near, const double* s, const double* t, const double* u,
+                              real* c) noexcept nogil:
+    """Better centres for the lanes of which nothing is known; whether there are any."""
+    cdef int j
+    cdef real better
+    cdef bint moved = False
+    for j in range(LANES):
+        if far[j] != far[j] and near[j] != near[j]:
+            better = <real>better_centre(c[j], s[j], t[j], u[j])
+            moved = moved or better != c[j]
+            c[j] = better
+    return moved
+
+
+cdef bint pass_across(const Plan* plan, const real* a, const real* b, Py_ssize_t rows, const char* a_next,
+                      const char* b_next, int* kind, double* result, bint* settled) noexcept nogil:
+    """Up to LANES short rows; returns whether all are settled. kind: what the rows before were, and then what these are;
+    it tells no more than where to begin."""
     cdef Py_ssize_t at[3]
     cdef real ma[LANES]
     cdef real mb[LANES]
-    cdef double c[LANES]
+    cdef real tops[LANES]
+    cdef real others[LANES]
+    cdef real c[LANES]
     cdef double s[LANES]
     cdef double r[LANES]
+    cdef double t[LANES]
+    cdef double u[LANES]
     cdef double w[LANES]
+    cdef double far[LANES]
+    cdef double near[LANES]
+    cdef double again[LANES]
     cdef Py_ssize_t i
     cdef int j
-    cdef bint all_settled = True
+    cdef bint known = kind[0] == NEAR, all_settled = True
     at[0] = at[1] = at[2] = -1
     max_lanes(a, plan.classes, a, at, ma)
     max_lanes(b, plan.classes, b, at, mb)
     for j in range(LANES):
-        ma[j] = lowest(ma[j]) if ma[j] == -INFINITY else ma[j]
-        mb[j] = lowest(mb[j]) if mb[j] == -INFINITY else mb[j]
-        c[j] = <double>ma[j] - <double>mb[j]
-    kl_pass_lanes(a, b, plan.classes, a, b, at, ma, mb, c, s, r, w)
-    st.s_lo[0] = st.s_lo[1] = st.t_lo = 0
+        ma[j] = known_top(ma[j])
+        mb[j] = known_top(mb[j])
+        c[j] = <real>centre_of(ma[j], mb[j])
+        far[j] = NAN
+    if known:
+        near_lanes(a, b, plan.classes, a, b, at, ma, c, s, t, u, tops, a_next, b_next)
+        close_near(s, t, u, near)
+        kind[0] = NEAR if all_near(near, rows) else FAR
+    if not known or kind[0] == FAR:
+        far_lanes(a, b, plan.classes, a, b, at, ma, mb, s, r, w, tops, others, NULL if known else a_next,
+                  NULL if known else b_next)
+        close_far(s, r, w, far)
+        if not all_known(far, rows):
+            if not known:
+                near_lanes(a, b, plan.classes, a, b, at, ma, c, s, t, u, tops, NULL, NULL)
+                close_near(s, t, u, near)
+                known = True
+                kind[0] = NEAR if all_near(near, rows) else FAR
+            if move_centres(far, near, s, t, u, c):
+                near_lanes(a, b, plan.classes, a, b, at, ma, c, s, t, u, tops, NULL, NULL)
+                close_near(s, t, u, again)
+                for i in range(rows):
+                    near[i] = near[i] if near[i] == near[i] else again[i]
     for i in range(rows):
-        st.m[0] = ma[i]
-        st.m[1] = mb[i]
-        st.centre = c[i]
-        st.s[0] = s[i]
-        st.s[1] = r[i]
-        st.t = w[i]
-        settled[i] = settled_by_pass(plan, &st, &result[i])
+        result[i] = far[i] if far[i] == far[i] or not known else near[i]
+        settled[i] = result[i] == result[i]
+        result[i] = result[i] * plan.scale + 0.0
         all_settled = all_settled and settled[i]
     return all_settled
 
@@ -753,8 +1044,8 @@ cdef void sums_across(const Plan* plan, int which, const real* x, Sums* a) noexc
         mass_lanes(x, plan.classes, x, at, a.s, a.s_lo, a.u, a.u_lo)
 
 
-cdef void given_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
-    """Up to TILE rows, LANES at a time, a lane a row."""
+cdef void given_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, int* kind, real* scratch) noexcept nogil:
+    """Up to TILE rows, LANES at a time, a lane a row; kind as in pass_across."""
     cdef Sums p_sums
     cdef Sums q_sums
     cdef Scale p[LANES]
@@ -784,7 +1075,9 @@ cdef void given_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratc
                     absent_number[real](plan, 0, NULL))
         fetch[real](plan, &plan.operand[1], row + first, n, 0, plan.classes, b, 1, LANES,
                     absent_number[real](plan, 1, NULL))
-        if one_pass(plan) and pass_across(plan, a, b, n, result + first, settled):
+        if one_pass(plan) and pass_across(plan, a, b, n, gapless(plan, &plan.operand[0], row + first + LANES, LANES, a),
+                                          gapless(plan, &plan.operand[1], row + first + LANES, LANES, b), kind,
+                                          result + first, settled):
             first += LANES
             continue
         sums_across(plan, 0, a, &p_sums)
@@ -885,45 +1178,125 @@ cdef void second_pass(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssiz
         first += n
 
 
-cdef void pass_chunk(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, Pass* passes,
-                     real* scratch) noexcept nogil:
-    """A chunk of some rows, at most 16, in one read."""
+cdef inline double kl_of_pass(int kind, const Pass* st) noexcept nogil:
+    """What a row's sums tell of its KL divergence."""
+    cdef double s = st.s[0] + st.s_lo[0]
+    if kind == NEAR:
+        return kl_of_near(s, st.t + st.t_lo, st.u + st.u_lo)
+    return kl_of_far(s, st.s[1] + st.s_lo[1], st.t + st.t_lo)
+
+
+cdef int open_rows(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, int kind, double* centres, Pass* passes,
+                   real* scratch) noexcept nogil:
+    """Start with the first block of some rows, at most 16; returns what kind of rows they seem to be: that of the rows
+    before unless the block is no more than a part of them."""
     cdef const real* a[16]
     cdef const real* b[16]
-    cdef Py_ssize_t first = start, n, i, size = given_together(plan, sizeof(real)) * SPAN
+    cdef Pass st
+    cdef Py_ssize_t n = BLOCK if BLOCK < plan.classes else plan.classes, i
+    cdef double kl
+    cdef int guess = NEAR
+    load_given(plan, 0, row, rows, 0, n, scratch, a)
+    load_given(plan, 1, row, rows, 0, n, scratch + given_together(plan, sizeof(real)) * SPAN, b)
+    for i in range(rows):
+        open_pass(a[i], b[i], n, &passes[i])
+        centres[i] = centre_of(<real>passes[i].m[0], <real>passes[i].m[1])
+        if n < plan.classes:
+            st = passes[i]
+            pass_block(FAR, a[i], b[i], n, centres[i], NULL, NULL, &st)
+            kl = kl_of_pass(FAR, &st)
+            guess = guess if kl != kl else FAR
+    return guess if n < plan.classes else kind
+
+
+cdef void pass_chunk(const Plan* plan, int kind, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop,
+                     const double* centres, Pass* passes, real* scratch) noexcept nogil:
+    """A chunk of some rows, at most 16; the first one's passes have been opened."""
+    cdef const real* a[16]
+    cdef const real* b[16]
+    cdef Py_ssize_t first = start, n, i, size = given_together(plan, sizeof(real)) * SPAN, a_ahead = 0, b_ahead = 0
     while first < stop:
         n = BLOCK if first + BLOCK < stop else stop - first
         load_given(plan, 0, row, rows, first, n, scratch, a)
         load_given(plan, 1, row, rows, first, n, scratch + size, b)
+        if read_in_place(plan, 0) and read_in_place(plan, 1):
+            a_ahead = bytes_ahead(plan, &plan.operand[0], row, rows, first + n, n, sizeof(real))
+            b_ahead = bytes_ahead(plan, &plan.operand[1], row, rows, first + n, n, sizeof(real))
         for i in range(rows):
-            pass_block(a[i], b[i], n, first == start, &passes[i])
+            if first == start and start > 0:
+                open_pass(a[i], b[i], n, &passes[i])
+            pass_block(kind, a[i], b[i], n, centres[i], <const char*>a[i] + a_ahead if a_ahead != 0 else NULL,
+                       <const char*>b[i] + b_ahead if b_ahead != 0 else NULL, &passes[i])
         first += n
 
 
-cdef bint pass_rows(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, double* result, bint* settled,
-                    real* scratch) noexcept nogil:
-    """Some rows, at most 16; returns whether all are settled."""
-    cdef Pass passes[16]
+cdef void pass_whole(const Plan* plan, int kind, Py_ssize_t row, Py_ssize_t rows, const double* centres,
+                     const Pass* opened, double* kl, Pass* passes, real* scratch) noexcept nogil:
+    """Some rows, at most 16, chunk by chunk, and what their sums tell."""
     cdef Pass chunk[16]
     cdef Py_ssize_t start = 0, stop, i
-    cdef bint all_settled = True
+    for i in range(rows):
+        passes[i] = opened[i]
     while start < plan.classes:
         stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
-        pass_chunk[real](plan, row, rows, start, stop, chunk, scratch)
-        for i in range(rows):
-            if start == 0:
-                passes[i] = chunk[i]
-            else:
-                merge_pass(&passes[i], &chunk[i])
+        if start == 0:
+            pass_chunk[real](plan, kind, row, rows, 0, stop, centres, passes, scratch)
+        else:
+            pass_chunk[real](plan, kind, row, rows, start, stop, centres, chunk, scratch)
+            for i in range(rows):
+                merge_pass(kind, &passes[i], &chunk[i])
         start = stop
     for i in range(rows):
-        settled[i] = settled_by_pass(plan, &passes[i], &result[i])
+        kl[i] = kl_of_pass(kind, &passes[i])
+
+
+cdef inline double better_pass(real c, const Pass* st) noexcept nogil:
+    return better_centre(c, st.s[0] + st.s_lo[0], st.t + st.t_lo, st.u + st.u_lo)
+
+
+cdef bint pass_rows(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, int* kind, double* result, bint* settled,
+                    real* scratch) noexcept nogil:
+    """Some rows, at most 16; returns whether all are settled. kind as in pass_across."""
+    cdef Pass opened[16]
+    cdef Pass passes[16]
+    cdef Pass near_passes[16]
+    cdef double c[16]
+    cdef double far[16]
+    cdef double near[16]
+    cdef double again[16]
+    cdef double better
+    cdef Py_ssize_t i
+    cdef bint known, moved = False, all_settled = True
+    known = open_rows[real](plan, row, rows, kind[0], c, opened, scratch) == NEAR
+    for i in range(rows):
+        far[i] = near[i] = NAN
+    if known:
+        pass_whole[real](plan, NEAR, row, rows, c, opened, near, near_passes, scratch)
+    if not all_near(near, rows):
+        pass_whole[real](plan, FAR, row, rows, c, opened, far, passes, scratch)
+        if not all_known(far, rows):
+            if not known:
+                pass_whole[real](plan, NEAR, row, rows, c, opened, near, near_passes, scratch)
+            for i in range(rows):
+                if far[i] != far[i] and near[i] != near[i]:
+                    better = better_pass(<real>c[i], &near_passes[i])
+                    moved = moved or <real>better != <real>c[i]
+                    c[i] = better
+            if moved:
+                pass_whole[real](plan, NEAR, row, rows, c, opened, again, near_passes, scratch)
+                for i in range(rows):
+                    near[i] = near[i] if near[i] == near[i] else again[i]
+    kind[0] = NEAR if all_near(near, rows) else FAR
+    for i in range(rows):
+        result[i] = far[i] if far[i] == far[i] else near[i]
+        settled[i] = result[i] == result[i]
+        result[i] = result[i] * plan.scale + 0.0
         all_settled = all_settled and settled[i]
     return all_settled
 
 
-cdef void given_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
-    """Up to TILE rows of more than ACROSS classes."""
+cdef void given_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, int* kind, real* scratch) noexcept nogil:
+    """Up to TILE rows of more than ACROSS classes; kind as in pass_across."""
     cdef Sums sums[2]
     cdef State states[16]
     cdef State chunk[16]
@@ -937,7 +1310,7 @@ cdef void given_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch)
     cdef int which
     while i < rows:
         n = group if i + group < rows else rows - i
-        if one_pass(plan) and pass_rows[real](plan, row + i, n, result + i, settled, scratch):
+        if one_pass(plan) and pass_rows[real](plan, row + i, n, kind, result + i, settled, scratch):
             i += n
             continue
         for which in range(2):
@@ -983,29 +1356,91 @@ cdef void given_parts(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, const S
 
 
 cdef void one_given_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, real* scratch) noexcept nogil:
-    cdef Py_ssize_t row = plan.first_row + t * size
-    cdef Py_ssize_t rows = size if row + size < plan.last_row else plan.last_row - row
+    cdef Py_ssize_t row = plan.first_row + t * size, stop = row + size if row + size < plan.last_row else plan.last_row
+    cdef Py_ssize_t rows
     cdef unsigned int mode = fk_default_mode()
-    if plan.classes <= ACROSS:
-        given_across[real](plan, row, rows, scratch)
-    else:
-        given_rows[real](plan, row, rows, scratch)
+    cdef int kind = UNKNOWN
+    while row < stop:
+        rows = TILE if row + TILE < stop else stop - row
+        if plan.classes <= ACROSS:
+            given_across[real](plan, row, rows, &kind, scratch)
+        else:
+            given_rows[real](plan, row, rows, &kind, scratch)
+        row += rows
     fk_restore_mode(mode)
 
 
 cdef void one_given_chunk(const Plan* plan, int which, Py_ssize_t t, Py_ssize_t chunks, State* states, const Scale* p,
-                          const Scale* q, Part* parts, Pass* passes, real* scratch) noexcept nogil:
-    """Chunk t % chunks of row t // chunks: the sums of an operand, or if which is 2 the second pass, if 3 the one pass."""
+                          const Scale* q, Part* parts, const double* centres, const Pass* opened, Pass* passes,
+                          real* scratch) noexcept nogil:
+    """Chunk t % chunks of row t // chunks: the sums of an operand, or if which is 2 the second pass, if 3 and 4 those of
+    a far and a near row."""
     cdef Py_ssize_t i = t // chunks, start = t % chunks * CHUNK
     cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
     cdef unsigned int mode = fk_default_mode()
     if which < 2:
         scan_given[real](plan, which, plan.first_row + i, 1, start, stop, &states[t], scratch)
-    elif which == 3:
-        pass_chunk[real](plan, plan.first_row + i, 1, start, stop, &passes[t], scratch)
-    else:
+    elif which == 2:
         second_pass[real](plan, plan.first_row + i, 1, start, stop, &p[i], &q[i], &parts[t], scratch)
+    else:
+        passes[t] = opened[i]
+        pass_chunk[real](plan, FAR if which == 3 else NEAR, plan.first_row + i, 1, start, stop, centres + i, &passes[t],
+                         scratch)
     fk_restore_mode(mode)
+
+
+cdef void split_passes(Plan* plan, int kind, Py_ssize_t chunks, const double* centres, const Pass* opened, Pass* passes,
+                       double* kl, real* scratch, Py_ssize_t stride, int threads) noexcept nogil:
+    """pass_whole of a few very long rows. What a row's sums are is left in its first chunk's."""
+    cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i
+    for t in prange(rows * chunks, num_threads=threads, schedule="static"):
+        one_given_chunk[real](plan, 3 if kind == FAR else 4, t, chunks, NULL, NULL, NULL, NULL, centres, opened, passes,
+                              scratch + threadid() * stride)
+    for i in range(rows):
+        for t in range(1, chunks):
+            merge_pass(kind, &passes[i * chunks], &passes[i * chunks + t])
+        kl[i] = kl_of_pass(kind, &passes[i * chunks])
+
+
+cdef bint pass_split(Plan* plan, Py_ssize_t chunks, Pass* passes, double* result, bint* settled, real* scratch,
+                     Py_ssize_t stride, int threads) noexcept nogil:
+    """pass_rows of a few very long rows."""
+    cdef Pass opened[TILE]
+    cdef double c[TILE]
+    cdef double far[TILE]
+    cdef double near[TILE]
+    cdef double again[TILE]
+    cdef double moved_to[TILE]
+    cdef Py_ssize_t rows = plan.last_row - plan.first_row, i
+    cdef bint known = True, moved = False, all_settled = True
+    for i in range(rows):
+        known = open_rows[real](plan, plan.first_row + i, 1, FAR, &c[i], &opened[i], scratch) == NEAR and known
+        far[i] = near[i] = NAN
+    if known:
+        split_passes[real](plan, NEAR, chunks, c, opened, passes, near, scratch, stride, threads)
+    if not all_near(near, rows):
+        for i in range(rows):
+            moved_to[i] = better_pass(<real>c[i], &passes[i * chunks]) if known else c[i]
+        split_passes[real](plan, FAR, chunks, c, opened, passes, far, scratch, stride, threads)
+    if not all_near(near, rows) and not all_known(far, rows):
+        if not known:
+            split_passes[real](plan, NEAR, chunks, c, opened, passes, near, scratch, stride, threads)
+            for i in range(rows):
+                moved_to[i] = better_pass(<real>c[i], &passes[i * chunks])
+        for i in range(rows):
+            if far[i] != far[i] and near[i] != near[i]:
+                moved = moved or <real>moved_to[i] != <real>c[i]
+                c[i] = moved_to[i]
+        if moved:
+            split_passes[real](plan, NEAR, chunks, c, opened, passes, again, scratch, stride, threads)
+            for i in range(rows):
+                near[i] = near[i] if near[i] == near[i] else again[i]
+    for i in range(rows):
+        result[i] = far[i] if far[i] == far[i] else near[i]
+        settled[i] = result[i] == result[i]
+        result[i] = result[i] * plan.scale + 0.0
+        all_settled = all_settled and settled[i]
+    return all_settled
 
 
 cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts, Pass* passes, real* scratch,
@@ -1019,22 +1454,14 @@ cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts,
     cdef bint settled[TILE]
     cdef int which, turn
     cdef bint again = False
-    if one_pass(plan):
-        for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-            one_given_chunk[real](plan, 3, t, chunks, states, p, q, parts, passes, scratch + threadid() * stride)
-        for i in range(rows):
-            for t in range(1, chunks):
-                merge_pass(&passes[i * chunks], &passes[i * chunks + t])
-            settled[i] = settled_by_pass(plan, &passes[i * chunks], &result[i])
-            again = again or not settled[i]
-        if not again:
-            put_rows[real](plan, &plan.out, plan.first_row, rows, result, scratch)
-            return
+    if one_pass(plan) and pass_split[real](plan, chunks, passes, result, settled, scratch, stride, threads):
+        put_rows[real](plan, &plan.out, plan.first_row, rows, result, scratch)
+        return
     for which in range(2):
         if not plan.operand[which].scaled:
             continue
         for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-            one_given_chunk[real](plan, which, t, chunks, states, p, q, parts, passes,
+            one_given_chunk[real](plan, which, t, chunks, states, p, q, parts, NULL, NULL, NULL,
                                   scratch + threadid() * stride)
         for i in range(rows):
             for t in range(1, chunks):
@@ -1045,7 +1472,8 @@ cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts,
         scale_of(plan, 1, &sums[1], i, &q[i])
     for turn in range(2):
         for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-            one_given_chunk[real](plan, 2, t, chunks, states, p, q, parts, passes, scratch + threadid() * stride)
+            one_given_chunk[real](plan, 2, t, chunks, states, p, q, parts, NULL, NULL, NULL,
+                                  scratch + threadid() * stride)
         again = False
         for i in range(rows):
             for t in range(1, chunks):
@@ -1073,8 +1501,10 @@ cdef int execute_given(Plan* plan, int threads, real* like) noexcept nogil:
         return 0
     if plan.classes <= ACROSS:
         stride = 2 * plan.classes * LANES
+        size = AHEAD // plan.classes if plan.classes > 0 else TILE
+        size = TILE if size < TILE else size - size % TILE
     else:
-        size = 4 * BLOCK // plan.classes
+        size = AHEAD // plan.classes
         size = given_together(plan, sizeof(real)) if size < given_together(plan, sizeof(real)) else size
         stride = 2 * given_together(plan, sizeof(real)) * SPAN
     stride += 64 - stride % 64

@@ -2,9 +2,8 @@
 # keeps every digit of a small loss, where lse - x_label returns 0.
 
 
-cdef inline Py_ssize_t read_label(Plan* plan, Py_ssize_t row) noexcept nogil:
-    """The row's class, IGNORED, or BAD_LABEL, which is recorded. The label is loaded once: another thread may write it."""
-    cdef uint64_t label = fk_label(row_pointer(plan, &plan.labels, row), plan.labels.storage, plan.labels.swap)
+cdef inline Py_ssize_t class_of(Plan* plan, Py_ssize_t row, uint64_t label) noexcept nogil:
+    """The class that a row's label names, IGNORED, or BAD_LABEL, which is recorded."""
     if plan.has_ignored and label == plan.ignored:
         return IGNORED
     if label >= <uint64_t>plan.classes:
@@ -13,27 +12,69 @@ cdef inline Py_ssize_t read_label(Plan* plan, Py_ssize_t row) noexcept nogil:
     return <Py_ssize_t>label
 
 
-cdef void finish_label_loss(const Sums* a, Py_ssize_t rows, double* out) noexcept nogil:
-    """loss = softplus(z), z = m + log(c + s) - x_label, without forming z where that would lose digits."""
-    cdef double t, e, y, rest, loss, nothing
-    cdef Py_ssize_t g, j
-    cdef int i
-    for g in range(0, rows, 8):
-        for i in range(8):
-            j = g + i
+cdef inline Py_ssize_t read_label(Plan* plan, Py_ssize_t row) noexcept nogil:
+    """The row's class, as class_of has it. The label is loaded once: another thread may write it."""
+    return class_of(plan, row, fk_label(row_pointer(plan, &plan.labels, row), plan.labels.storage, plan.labels.swap))
+
+
+cdef void take_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, Sums* a,
+                      Py_ssize_t first) noexcept nogil:
+    """The labels of up to LANES short rows, to places first .. first + rows of the sums, and their logits, which are
+    taken out of the tile. Each label is loaded once."""
+    cdef uint64_t labels[LANES]
+    cdef Py_ssize_t j, c
+    cdef real* x
+    if plan.n_outer <= 1:
+        fk_labels(row_pointer(plan, &plan.labels, row), last_stride(plan.n_outer, plan.labels.outer), rows,
+                  plan.labels.storage, plan.labels.swap, labels)
+    else:
+        for j in range(rows):
+            labels[j] = fk_label(row_pointer(plan, &plan.labels, row + j), plan.labels.storage, plan.labels.swap)
+    for j in range(rows):
+        c = class_of(plan, row + j, labels[j])
+        a.index[first + j] = c
+        a.label[first + j] = 0
+        if c >= 0:
+            x = tile + c * LANES + j
+            a.label[first + j] = x[0]
+            x[0] = -INFINITY
+
+
+cdef inline double label_loss(double m, double y, double label, Py_ssize_t index, double loss) noexcept nogil:
+    """The loss, which is right where the label's logit is -inf or any number, and what it is elsewhere."""
+    cdef double nothing = NAN if label == -INFINITY else loss
+    cdef double top = m if m > label else label
+    loss = nothing if y == -1 else loss          # a row of -inf only has no loss,
+    loss = NAN if top == INFINITY else loss      # nor has one with a +inf
+    loss = 0 if index == IGNORED else loss
+    return NAN if index == BAD_LABEL else loss
+
+
+cdef void finish_label_loss(const Sums* a, Py_ssize_t rows, bint single, double* out) noexcept nogil:
+    """loss = softplus(z), z = m + log(c + s) - x_label, without forming z where that would lose digits. single: for
+    results in float, whose last digit bears the float's exponential of the rounded difference."""
+    cdef double t, e, y, rest, loss, hi, lo
+    cdef float fall[TILE]
+    cdef Py_ssize_t j, whole = whole_groups(rows)
+    if single:
+        for j in range(whole):
+            t = a.m[j] - a.label[j]
+            fall[j] = exp_up_f32(<float>(-t if t > 0 else t))
+        for j in range(whole):
             t = a.m[j] - a.label[j]
             y = excess(a, j)                 # the others' sum, less 1
-            e = exp_up_f64(-t if t > 0 else t) * FK_DOWN
+            e = fall[j] * FK_DOWN
             rest = e * (1 + y)
             rest = y + e if t > 0 else rest
-            loss = log1p_f64(rest)
-            loss = t + loss if t > 0 else loss
-            # A label at -inf has an infinite loss; a row of +inf, or of -inf only, has none.
-            loss = INFINITY if a.label[j] == -INFINITY else loss
-            loss = NAN if a.label[j] == INFINITY else loss
-            loss = NAN if a.m[j] == INFINITY else loss
-            nothing = NAN if a.label[j] == -INFINITY else loss
-            loss = nothing if y == -1 else loss
-            loss = loss if y == y else y
-            loss = 0 if a.index[j] == IGNORED else loss
-            out[j] = NAN if a.index[j] == BAD_LABEL else loss
+            loss = log1p_sum_f32(rest) + (t if t > 0 else 0)
+            out[j] = label_loss(a.m[j], y, a.label[j], a.index[j], loss)
+        return
+    for j in range(whole):
+        t = a.m[j] - a.label[j]
+        y = excess(a, j)
+        e = exp_up_f64(-t if t > 0 else t) * FK_DOWN
+        rest = e * (1 + y)
+        rest = y + e if t > 0 else rest
+        log1p_sum_split_f64(rest, &hi, &lo)
+        loss = (hi + lo) + (t if t > 0 else 0)
+        out[j] = label_loss(a.m[j], y, a.label[j], a.index[j], loss)

@@ -8,7 +8,7 @@
 
 cimport cython
 from libc.math cimport INFINITY, NAN
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "vmath.h" nogil:
     float exp_up_f32(float x)
@@ -19,10 +19,24 @@ cdef extern from "vmath.h" nogil:
     double exp_any_f64(double x)
     void log1p_split_f64(double y, double* hi, double* lo)
     double log1p_f64(double y)
+    void exp_cut_f32(float x, float* r, float* scale)
+    void exp_cut_f64(double x, double* r, double* scale)
+    float exp_join_f32(float r, float scale)
+    double exp_join_f64(double r, double scale)
+    void log_cut_f64(double x, double* f, double* s, double* k)
+    double log_join_f64(double f, double s, double k)
+    void log1p_sum_split_f64(double y, double* hi, double* lo)
+    double log1p_sum_f32(double y)
     float kl_term_f32(float p, float q)
     double kl_term_f64(double p, double q)
+    void kl_cut_f64(double p, double q, double* w, double* d, double* near, double* far)
+    void kl_cut_by_f32(float p, float q, float p_less_q, float* w, float* d, float* near, float* far)
+    void kl_cut_by_f64(double p, double q, double p_less_q, double* w, double* d, double* near, double* far)
+    float kl_join_f32(float p, float w, float d, float near, float far)
+    double kl_join_f64(double p, double w, double d, double near, double far)
     double kl_term_any_f64(double p, double q, double q_lo)
     double xlogy_any_f64(double x, double y)
+    uint32_t bits_f32(float x)
     const double LN2_HI_F64     # few bits: k LN2_HI_F64 is exact
     const double LN2_LO_F64
 
@@ -59,6 +73,8 @@ cdef extern from "memory.h" nogil:
                            Py_ssize_t nj)
     uint32_t fk_outside_f32(float p, float q, float low, float high)
     uint64_t fk_outside_f64(double p, double q, double low, double high)
+    uint32_t fk_half_word(const void* x, Py_ssize_t i)
+    Py_ssize_t fk_top_word(Py_ssize_t j, Py_ssize_t itemsize)
     void fk_stream(char* dst, const char* src, size_t n)
     void fk_stream_end()
     void fk_prefetch(const char* start, Py_ssize_t at, Py_ssize_t nbytes)
@@ -66,16 +82,19 @@ cdef extern from "memory.h" nogil:
     unsigned int fk_default_mode()
     void fk_restore_mode(unsigned int found)
     uint64_t fk_label(const char* p, int storage, int swap)
+    void fk_labels(const char* p, Py_ssize_t stride, Py_ssize_t n, int storage, int swap, uint64_t* labels)
     void fk_record_bad_label(Py_ssize_t* bad_row, uint64_t* bad_label, char* lock, Py_ssize_t row, uint64_t label)
     void fk_add_count(Py_ssize_t* count, Py_ssize_t n)
 
 cdef extern from *:
     """
     #define loop __attribute__((noinline)) void /* a hot loop, found by its name in the disassembly by .ci/vectorised.py */
+    #define inlined inline __attribute__((always_inline)) void /* a part of one */
     #define FK_UP 0x1p64    /* the factor of exp_up */
     #define FK_DOWN 0x1p-64 /* undoes it */
     """
     ctypedef void loop
+    ctypedef void inlined
     const double FK_UP, FK_DOWN
 
 ctypedef fused real:
@@ -87,12 +106,15 @@ cdef enum:
     RUN = 4          # vectors added in the data's own type
     BLOCK = 4096     # elements between two folds
     VECTORS = 128    # in a block
+    STRIP = 256      # elements that go through one step of a loop before the next
+    WORDS = 64       # of 32 bits in a vector of doubles
     SPAN = 4112      # from one row of a block to the next in scratch: 4096 would put all of them into one set of the cache
     BLOCKS = 32      # in a chunk
     CHUNK = 131072   # = BLOCKS * BLOCK: elements of a row that one thread takes at a time; chunks are merged in order
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
+    RUNS = 64        # = ACROSS / RUN: in a short row
     MAXDIM = 64      # NumPy's own limit
 
 
@@ -115,6 +137,36 @@ cdef inline real kl_term(real p, real q) noexcept nogil:
         return kl_term_f32(p, q)
     else:
         return kl_term_f64(p, q)
+
+
+# The same in steps, see vmath.h.
+
+cdef inline void exp_cut(real x, real* r, real* scale) noexcept nogil:
+    if real is float:
+        exp_cut_f32(x, r, scale)
+    else:
+        exp_cut_f64(x, r, scale)
+
+
+cdef inline real exp_join(real r, real scale) noexcept nogil:
+    if real is float:
+        return exp_join_f32(r, scale)
+    else:
+        return exp_join_f64(r, scale)
+
+
+cdef inline void kl_cut_by(real p, real q, real p_less_q, real* w, real* d, real* near, real* far) noexcept nogil:
+    if real is float:
+        kl_cut_by_f32(p, q, p_less_q, w, d, near, far)
+    else:
+        kl_cut_by_f64(p, q, p_less_q, w, d, near, far)
+
+
+cdef inline real kl_join(real p, real w, real d, real near, real far) noexcept nogil:
+    if real is float:
+        return kl_join_f32(p, w, d, near, far)
+    else:
+        return kl_join_f64(p, w, d, near, far)
 
 
 cdef inline real lowest(real like) noexcept nogil:
@@ -229,3 +281,63 @@ cdef inline Py_ssize_t start_patches(const real* x, Py_ssize_t n, real absent, r
     if n % LANES:
         open_patch(x, n, count - 1, absent, patch, at)
     return count
+
+
+cdef inline const real* strip_at(const real* x, Py_ssize_t i, Py_ssize_t vectors, const real* patch, const Py_ssize_t* at,
+                                 real* spare) noexcept nogil:
+    """Vectors i .. i + vectors of a block side by side: where they lie, or, if one is patched, in spare (STRIP elements)."""
+    cdef Py_ssize_t k, n = vectors * LANES
+    cdef int j, patched = 0
+    cdef const real* v = x + i * LANES
+    for k in range(3):
+        patched |= (at[k] >= i) & (at[k] < i + vectors)
+    if not patched:
+        return v
+    for k in range(vectors):
+        v = vector_at(x, i + k, patch, at)
+        for j in range(LANES):
+            spare[k * LANES + j] = v[j]
+    return spare
+
+
+# ---- the domain of a fast loop ------------------------------------------------------------------------------------------
+# Numbers are compared by the 32 bits that hold their sign and exponent, the bounds being powers of two: as unsigned words the
+# negative ones and NaN exceed all others, as signed ones the negative ones lie below. A maximum of words is the
+# cheapest of instructions, where one of numbers takes a unit that multiplies.
+
+cdef inlined raise_words(const real* x, Py_ssize_t vectors, uint32_t* highest) noexcept nogil:
+    """Keep the largest word, as unsigned, of each place in a vector."""
+    cdef Py_ssize_t k
+    cdef int j, words = LANES * sizeof(real) // 4
+    cdef uint32_t word
+    for k in range(vectors):
+        for j in range(words):
+            word = fk_half_word(x + k * LANES, j)
+            highest[j] = word if word > highest[j] else highest[j]
+
+
+cdef inlined lower_words(const real* x, Py_ssize_t vectors, int32_t* lowest_word) noexcept nogil:
+    """Keep the smallest word, as signed, of each place in a vector."""
+    cdef Py_ssize_t k
+    cdef int j, words = LANES * sizeof(real) // 4
+    cdef int32_t word
+    for k in range(vectors):
+        for j in range(words):
+            word = <int32_t>fk_half_word(x + k * LANES, j)
+            lowest_word[j] = word if word < lowest_word[j] else lowest_word[j]
+
+
+cdef inline void mark_above(const uint32_t* highest, real high, int* odd) noexcept nogil:
+    """1 in odd for each lane that held a number above high, a negative one or a NaN."""
+    cdef int j
+    cdef uint32_t limit = fk_half_word(&high, fk_top_word(0, sizeof(real)))
+    for j in range(LANES):
+        odd[j] |= highest[fk_top_word(j, sizeof(real))] > limit
+
+
+cdef inline void mark_below(const int32_t* lowest_word, real low, int* odd) noexcept nogil:
+    """1 in odd for each lane that held a number below low, or a negative one."""
+    cdef int j
+    cdef int32_t limit = <int32_t>fk_half_word(&low, fk_top_word(0, sizeof(real)))
+    for j in range(LANES):
+        odd[j] |= lowest_word[fk_top_word(j, sizeof(real))] < limit

@@ -22,47 +22,55 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
         out[j] = top[j]
 
 
+cdef inline void exp_strip(const real* x, Py_ssize_t n, real m, real* r, real* scale) noexcept nogil:
+    """r = 2^64 exp(x - m) of a strip."""
+    cdef Py_ssize_t j
+    for j in range(n):
+        exp_cut(x[j] - m, &r[j], &scale[j])
+    for j in range(n):
+        r[j] = exp_join(r[j], scale[j])
+
+
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
                         double* sums, real* tops, const char* next, char* target) noexcept nogil:
-    """Per lane: 2^64 times the sum of exp(x - reference), and the maximum, in one loop. RUN vectors at a time: their
-    exponentials do not wait for one another. What will be read `next` and the lines of `target`, unless NULL, are
-    prefetched meanwhile."""
-    cdef real m[LANES]
-    cdef real s[LANES]
+    """Per lane: 2^64 times the sum of exp(x - reference), which is the same for all lanes, and the maximum. What will be
+    read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
+    cdef real spare[STRIP]
+    cdef real exps[STRIP]
+    cdef real scale[STRIP]
     cdef real top[LANES]
     cdef double t[LANES]
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i = 0, k, vectors, n
     cdef int j
-    cdef const real* v0
-    cdef const real* v1
-    cdef const real* v2
-    cdef const real* v3
+    cdef const real* v
+    cdef const real* e
     for j in range(LANES):
-        m[j] = reference[j]
         top[j] = -INFINITY
         t[j] = 0
-    while i + RUN <= count:
-        v0 = vector_at(x, i, patch, at)
-        v1 = vector_at(x, i + 1, patch, at)
-        v2 = vector_at(x, i + 2, patch, at)
-        v3 = vector_at(x, i + 3, patch, at)
-        fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        fk_prefetch_write(target, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        for j in range(LANES):
-            s[j] = (exp_up(v0[j] - m[j]) + exp_up(v1[j] - m[j])) + (exp_up(v2[j] - m[j]) + exp_up(v3[j] - m[j]))
-            top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
-        for j in range(LANES):
-            t[j] += s[j]
-        i += RUN
     while i < count:
-        v0 = vector_at(x, i, patch, at)
-        fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
-        for j in range(LANES):
-            s[j] = exp_up(v0[j] - m[j])
-            top[j] = larger(v0[j], top[j])
-        for j in range(LANES):
-            t[j] += s[j]
-        i += 1
+        vectors = STRIP // LANES if count - i > STRIP // LANES else count - i
+        n = vectors * LANES
+        v = strip_at(x, i, vectors, patch, at, spare)
+        fk_prefetch(next, i * LANES * sizeof(real), n * sizeof(real))
+        fk_prefetch_write(target, i * LANES * sizeof(real), n * sizeof(real))
+        exp_strip(v, n, reference[0], exps, scale)
+        e = exps
+        k = 0
+        while k + RUN <= vectors:
+            for j in range(LANES):
+                t[j] += (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j])
+                top[j] = larger(larger(larger(v[j], v[LANES + j]), larger(v[2 * LANES + j], v[3 * LANES + j])), top[j])
+            e += RUN * LANES
+            v += RUN * LANES
+            k += RUN
+        while k < vectors:
+            for j in range(LANES):
+                t[j] += e[j]
+                top[j] = larger(v[j], top[j])
+            e += LANES
+            v += LANES
+            k += 1
+        i += vectors
     for j in range(LANES):
         sums[j] = t[j]
         tops[j] = top[j]
@@ -78,53 +86,46 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, c
                            const real* reference, double* sums, double* moments, real* tops,
                            const char* next) noexcept nogil:
     """exp_sum_lanes, the sums to the same bits, and per lane 2^64 times the sum of (reference - x) exp(x - reference)."""
-    cdef real m[LANES]
-    cdef real s[LANES]
-    cdef real u[LANES]
+    cdef real spare[STRIP]
+    cdef real exps[STRIP]
+    cdef real scale[STRIP]
     cdef real top[LANES]
     cdef double t[LANES]
     cdef double w[LANES]
-    cdef Py_ssize_t i = 0
+    cdef real m = reference[0]
+    cdef Py_ssize_t i = 0, k, vectors, n
     cdef int j
-    cdef const real* v0
-    cdef const real* v1
-    cdef const real* v2
-    cdef const real* v3
-    cdef real e0, e1, e2, e3
+    cdef const real* v
+    cdef const real* e
     for j in range(LANES):
-        m[j] = reference[j]
         top[j] = -INFINITY
         t[j] = w[j] = 0
-    while i + RUN <= count:
-        v0 = vector_at(x, i, patch, at)
-        v1 = vector_at(x, i + 1, patch, at)
-        v2 = vector_at(x, i + 2, patch, at)
-        v3 = vector_at(x, i + 3, patch, at)
-        fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        for j in range(LANES):
-            e0 = exp_up(v0[j] - m[j])
-            e1 = exp_up(v1[j] - m[j])
-            e2 = exp_up(v2[j] - m[j])
-            e3 = exp_up(v3[j] - m[j])
-            s[j] = (e0 + e1) + (e2 + e3)
-            u[j] = ((fall(m[j], v0[j]) * e0 + fall(m[j], v1[j]) * e1)
-                    + (fall(m[j], v2[j]) * e2 + fall(m[j], v3[j]) * e3))
-            top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
-        for j in range(LANES):
-            t[j] += s[j]
-            w[j] += u[j]
-        i += RUN
     while i < count:
-        v0 = vector_at(x, i, patch, at)
-        fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
-        for j in range(LANES):
-            s[j] = exp_up(v0[j] - m[j])
-            u[j] = fall(m[j], v0[j]) * s[j]
-            top[j] = larger(v0[j], top[j])
-        for j in range(LANES):
-            t[j] += s[j]
-            w[j] += u[j]
-        i += 1
+        vectors = STRIP // LANES if count - i > STRIP // LANES else count - i
+        n = vectors * LANES
+        v = strip_at(x, i, vectors, patch, at, spare)
+        fk_prefetch(next, i * LANES * sizeof(real), n * sizeof(real))
+        exp_strip(v, n, m, exps, scale)
+        e = exps
+        k = 0
+        while k + RUN <= vectors:
+            for j in range(LANES):
+                t[j] += (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j])
+                w[j] += ((fall(m, v[j]) * e[j] + fall(m, v[LANES + j]) * e[LANES + j])
+                         + (fall(m, v[2 * LANES + j]) * e[2 * LANES + j] + fall(m, v[3 * LANES + j]) * e[3 * LANES + j]))
+                top[j] = larger(larger(larger(v[j], v[LANES + j]), larger(v[2 * LANES + j], v[3 * LANES + j])), top[j])
+            e += RUN * LANES
+            v += RUN * LANES
+            k += RUN
+        while k < vectors:
+            for j in range(LANES):
+                t[j] += e[j]
+                w[j] += fall(m, v[j]) * e[j]
+                top[j] = larger(v[j], top[j])
+            e += LANES
+            v += LANES
+            k += 1
+        i += vectors
     for j in range(LANES):
         sums[j] = t[j]
         moments[j] = w[j]
@@ -133,8 +134,8 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, c
 
 cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bint moments, double* sums, double* moment,
                          double* ties, const char* next, char* target) noexcept nogil:
-    """Per lane, where the maximum is known: 2^64 times the sum of exp(x - maximum) over the elements below it, the number
-    of those that equal it, and if asked 2^64 times the sum of (maximum - x) exp(x - maximum). What will be read `next`
+    """Per lane, where the maximum is known: the sum of exp(x - maximum) over the elements below it, the number of those
+    that equal it, and if asked the sum of (maximum - x) exp(x - maximum). What will be read `next`
     and the lines of `target`, unless NULL, are prefetched meanwhile."""
     cdef real m[LANES]
     cdef real s[LANES]
@@ -178,8 +179,8 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
             t[j] += s[j]
             w[j] += u[j]
     for j in range(LANES):
-        sums[j] = t[j]
-        moment[j] = w[j]
+        sums[j] = t[j] * FK_DOWN
+        moment[j] = w[j] * FK_DOWN
         ties[j] = <double>hits32[j] if real is float else <double>hits64[j]
 
 
@@ -381,9 +382,6 @@ cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, c
         a.m[first + j] = top[j]
         a.s_lo[first + j] = a.u_lo[first + j] = 0
     tied_sum_lanes(tile, classes, top, moments, a.s + first, a.u + first, a.c + first, next, target)
-    for j in range(LANES):
-        a.s[first + j] *= FK_DOWN
-        a.u[first + j] *= FK_DOWN
 
 
 cdef void merge_logsumexp(State* st, State* other) noexcept nogil:
@@ -409,21 +407,27 @@ cdef inline double excess(const Sums* a, Py_ssize_t j) noexcept nogil:
     return ((a.c[j] - 1) + a.s[j]) + a.s_lo[j]
 
 
-cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, double* out) noexcept nogil:
+cdef inline Py_ssize_t whole_groups(Py_ssize_t rows) noexcept nogil:
+    """Rows as whole vectors of 8: what the lanes past the last row hold is computed, too, and not looked at."""
+    return (rows + 7) // 8 * 8
+
+
+cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, bint single, double* out) noexcept nogil:
     """m + log(c + s). The log comes as k ln 2 + rest: m + k ln 2 is added exactly first, so that nothing is lost where m is
-    near -log(c + s)."""
+    near -log(c + s). single: for results in float, which a double has digits enough for."""
     cdef double hi, lo, sum, b, tail
-    cdef Py_ssize_t g, j
-    cdef int i
-    for g in range(0, rows, 8):
-        for i in range(8):
-            j = g + i
-            log1p_split_f64(excess(a, j), &hi, &lo)
-            sum = a.m[j] + hi
-            b = sum - a.m[j]
-            tail = (a.m[j] - (sum - b)) + (hi - b)
-            tail = tail if tail == tail else 0       # m infinite
-            out[j] = sum + (tail + lo)
+    cdef Py_ssize_t j, whole = whole_groups(rows)
+    if single:
+        for j in range(whole):
+            out[j] = a.m[j] + log1p_sum_f32(excess(a, j))
+        return
+    for j in range(whole):
+        log1p_sum_split_f64(excess(a, j), &hi, &lo)
+        sum = a.m[j] + hi
+        b = sum - a.m[j]
+        tail = (a.m[j] - (sum - b)) + (hi - b)
+        tail = tail if tail == tail else 0       # m infinite
+        out[j] = sum + (tail + lo)
 
 
 cdef void finish_weighted(const Sums* a, Py_ssize_t rows, bint signed, double* out, double* sign) noexcept nogil:
@@ -457,20 +461,26 @@ cdef void finish_weighted(const Sums* a, Py_ssize_t rows, bint signed, double* o
             out[j] = sum + (tail + (lo + k * LN2_LO_F64))
 
 
-cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale, double* out) noexcept nogil:
-    """H = log(c + s) + u / (c + s): both parts are >= 0 up to the rounding of m, so nothing cancels."""
-    cdef Py_ssize_t g, j
-    cdef int i
-    cdef double hi, lo, y
-    for g in range(0, rows, 8):
-        for i in range(8):
-            j = g + i
-            y = excess(a, j)
-            log1p_split_f64(y, &hi, &lo)
-            y = ((hi + lo) + (a.u[j] + a.u_lo[j]) / (1 + y)) * scale
-            # no distribution: an infinite logit, or none above -inf
-            y = NAN if a.m[j] == INFINITY else y
-            out[j] = NAN if a.c[j] + a.s[j] == 0 else y
+cdef inline double entropy_of(const Sums* a, Py_ssize_t j, double log_sum, double scale) noexcept nogil:
+    cdef double y = (log_sum + (a.u[j] + a.u_lo[j]) / (1 + excess(a, j))) * scale
+    # no distribution: an infinite logit, or none above -inf
+    y = NAN if a.m[j] == INFINITY else y
+    return NAN if a.c[j] + a.s[j] == 0 else y
+
+
+cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale, bint single,
+                                   double* out) noexcept nogil:
+    """H = log(c + s) + u / (c + s): both parts are >= 0 up to the rounding of m, so nothing cancels. single: as in
+    finish_logsumexp."""
+    cdef Py_ssize_t j, whole = whole_groups(rows)
+    cdef double hi, lo
+    if single:
+        for j in range(whole):
+            out[j] = entropy_of(a, j, log1p_sum_f32(excess(a, j)), scale)
+        return
+    for j in range(whole):
+        log1p_sum_split_f64(excess(a, j), &hi, &lo)
+        out[j] = entropy_of(a, j, hi + lo, scale)
 
 
 # ---- softmax and log_softmax ----------------------------------------------------------------------------------------------
@@ -480,65 +490,57 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real* out, double* sums, const char* next,
                           char* target) noexcept nogil:
     """out = 2^64 exp(x - maximum) of n elements, out may be x; and its sum per lane, as if it were of more digits than the
-    data: small ones added to a 1 one after another would all be rounded the same way. What will be read `next` and the lines of `target`, unless NULL, are
-    prefetched."""
+    data: small ones added to a 1 one after another would all be rounded the same way. What will be read `next` and the
+    lines of `target`, unless NULL, are prefetched."""
+    cdef real r[STRIP]
+    cdef real scale[STRIP]
     cdef real m[LANES]
-    cdef real a[LANES]
-    cdef real b[LANES]
-    cdef real e0[LANES]
-    cdef real e1[LANES]
-    cdef real e2[LANES]
-    cdef real e3[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef Py_ssize_t i = 0, rest
-    cdef int j
+    cdef Py_ssize_t i = 0, j, k, size
     cdef const real* v
-    cdef real* w
     for j in range(LANES):
         m[j] = maxima[j]
         t[j] = t_lo[j] = 0
-    while i + RUN * LANES <= n:
-        v = x + i
-        w = out + i
-        fk_prefetch(next, i * sizeof(real), RUN * LANES * sizeof(real))
-        fk_prefetch_write(target, i * sizeof(real), RUN * LANES * sizeof(real))
-        for j in range(LANES):
-            e0[j] = exp_up(v[j] - m[j])
-            e1[j] = exp_up(v[LANES + j] - m[j])
-            e2[j] = exp_up(v[2 * LANES + j] - m[j])
-            e3[j] = exp_up(v[3 * LANES + j] - m[j])
-            a[j] = e0[j] + e1[j]
-            b[j] = e2[j] + e3[j]
-        for j in range(LANES):
-            w[j] = e0[j]
-            w[LANES + j] = e1[j]
-            w[2 * LANES + j] = e2[j]
-            w[3 * LANES + j] = e3[j]
-        for j in range(LANES):
-            if real is float:
-                t[j] += <double>a[j] + <double>b[j]
-            else:
-                two_sum_add(&t[j], &t_lo[j], a[j] + b[j])
-        i += RUN * LANES
-    fk_prefetch(next, i * sizeof(real), (n - i) * sizeof(real))
-    fk_prefetch_write(target, i * sizeof(real), (n - i) * sizeof(real))
     while i < n:
+        size = STRIP if n - i > STRIP else n - i
         v = x + i
-        w = out + i
-        rest = n - i
-        for j in range(LANES):
-            a[j] = v[j] if j < rest else <real>-INFINITY
-        for j in range(LANES):
-            e0[j] = exp_up(a[j] - m[j])
-        for j in range(LANES):
-            if real is float:
-                t[j] += e0[j]
-            else:
-                two_sum_add(&t[j], &t_lo[j], e0[j])
-        for j in range(LANES if LANES < rest else rest):
-            w[j] = e0[j]
-        i += LANES
+        if size % LANES:
+            # The row's end: its last vector is filled up.
+            for j in range(size):
+                r[j] = v[j]
+            k = size + LANES - size % LANES
+            for j in range(size, k):
+                r[j] = -INFINITY
+            size = k
+            v = r
+        fk_prefetch(next, i * sizeof(real), size * sizeof(real))
+        for k in range(size // LANES):
+            for j in range(LANES):
+                exp_cut(v[k * LANES + j] - m[j], &r[k * LANES + j], &scale[k * LANES + j])
+        fk_prefetch_write(target, i * sizeof(real), size * sizeof(real))
+        for j in range(size & -LANES):     # a mask: gcc sees that no remainder is left
+            r[j] = exp_join(r[j], scale[j])
+        k = 0
+        while k + RUN * LANES <= size:
+            for j in range(LANES):
+                if real is float:
+                    t[j] += (<double>(r[k + j] + r[k + LANES + j])
+                             + <double>(r[k + 2 * LANES + j] + r[k + 3 * LANES + j]))
+                else:
+                    two_sum_add(&t[j], &t_lo[j], (r[k + j] + r[k + LANES + j])
+                                + (r[k + 2 * LANES + j] + r[k + 3 * LANES + j]))
+            k += RUN * LANES
+        while k < size:
+            for j in range(LANES):
+                if real is float:
+                    t[j] += r[k + j]
+                else:
+                    two_sum_add(&t[j], &t_lo[j], r[k + j])
+            k += LANES
+        for j in range(size if size < n - i else n - i):
+            out[i + j] = r[j]
+        i += size
     for j in range(LANES):
         sums[j] = t[j] + t_lo[j]
 
@@ -616,6 +618,49 @@ cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t
             y[i] = NAN     # one NaN, see put_rows
 
 
+cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, double* sums, const char* next,
+                           char* target) noexcept nogil:
+    """exp_store_lanes of a tile of short rows, in place: 16 lanes' exponentials at a time, which stay in registers, and
+    then their sums, two of them added in the data's own type."""
+    cdef real m[16]
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef Py_ssize_t c, g = 0
+    cdef int j
+    cdef real* v
+    cdef const real* w
+    while g < LANES:
+        for j in range(16):
+            m[j] = maxima[g + j]
+        v = tile + g
+        for c in range(classes):
+            fk_prefetch(next, (c * LANES + g) * sizeof(real), 16 * sizeof(real))
+            fk_prefetch_write(target, (c * LANES + g) * sizeof(real), 16 * sizeof(real))
+            for j in range(16):
+                v[j] = exp_up(v[j] - m[j])
+            v += LANES
+        g += 16
+    for j in range(LANES):
+        t[j] = t_lo[j] = 0
+    for c in range(classes // 2):
+        v = tile + 2 * c * LANES
+        w = v + LANES
+        for j in range(LANES):
+            if real is float:
+                t[j] += v[j] + w[j]
+            else:
+                two_sum_add(&t[j], &t_lo[j], v[j] + w[j])
+    if classes % 2:
+        v = tile + (classes - 1) * LANES
+        for j in range(LANES):
+            if real is float:
+                t[j] += v[j]
+            else:
+                two_sum_add(&t[j], &t_lo[j], v[j])
+    for j in range(LANES):
+        sums[j] = t[j] + t_lo[j]
+
+
 cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char* target) noexcept nogil:
     """A tile of short rows, in place."""
     cdef real m[LANES]
@@ -629,7 +674,7 @@ cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char*
     max_lanes(tile, classes, tile, at, m)
     for j in range(LANES):
         m[j] = lowest(m[j]) if m[j] == -INFINITY else m[j]
-    exp_store_lanes(tile, classes * LANES, m, tile, sums, next, target)
+    exp_across_lanes(tile, classes, m, sums, next, target)
     for j in range(LANES):
         k[j] = <real>softmax_factor(m[j], sums[j])
     for c in range(classes):
@@ -680,7 +725,7 @@ cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noex
     cdef Py_ssize_t c
     cdef int j
     cdef real* v
-    map_factors(a, LANES, True, extra)
+    map_factors(a, LANES, True, real is float, extra)
     for j in range(LANES):
         m[j] = <real>a.m[j]
         k[j] = <real>extra[j]
@@ -691,19 +736,21 @@ cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noex
     settle_nans(tile, classes, k)
 
 
-cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, double* k) noexcept nogil:
-    """What map_vector calls k; NaN where the row has no softmax (a +inf, or nothing above -inf)."""
-    cdef Py_ssize_t g, j
-    cdef int i
-    cdef double hi, lo, y
-    for g in range(0, rows, 8):
-        for i in range(8):
-            j = g + i
-            y = excess(a, j)
-            if log:
-                log1p_split_f64(y, &hi, &lo)
-                y = hi + lo
-            else:
-                y = FK_DOWN / (1 + y)
-            y = NAN if a.m[j] == INFINITY else y
-            k[j] = NAN if a.c[j] + a.s[j] == 0 else y
+cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, bint single, double* k) noexcept nogil:
+    """What map_block calls k; NaN where the row has no softmax (a +inf, or nothing above -inf). single: as in
+    finish_logsumexp."""
+    cdef Py_ssize_t j, whole = whole_groups(rows)
+    cdef double hi, lo
+    if log and single:
+        for j in range(whole):
+            k[j] = log1p_sum_f32(excess(a, j))
+    elif log:
+        for j in range(whole):
+            log1p_sum_split_f64(excess(a, j), &hi, &lo)
+            k[j] = hi + lo
+    else:
+        for j in range(whole):
+            k[j] = FK_DOWN / (1 + excess(a, j))
+    for j in range(whole):
+        k[j] = NAN if a.m[j] == INFINITY else k[j]
+        k[j] = NAN if a.c[j] + a.s[j] == 0 else k[j]

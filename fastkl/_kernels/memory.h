@@ -79,30 +79,6 @@ FK_INLINE uint8_t fk_swap8(uint8_t v) { return v; }
 FK_INLINE float fk_word_f32(uint32_t w) { float f; memcpy(&f, &w, 4); return f; }
 FK_INLINE double fk_word_f64(uint64_t w) { double f; memcpy(&f, &w, 8); return f; }
 
-/* Load an nr x nc tile: element (i, j) is at src + i*sr + j*sc (bytes), and goes to dst[i*dr + j*dc]. */
-#define FK_DEFINE_LOAD_TILE(NAME, REAL)                                                              \
-    static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr,           \
-                     ptrdiff_t sc, ptrdiff_t nr, ptrdiff_t nc, int storage, int swap) {              \
-        switch (storage) {                                                                           \
-        case FK_F32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)fk_word_f32(w)); break;              \
-        case FK_F64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)fk_word_f64(w)); break;              \
-        case FK_F16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_f16(w)); break;              \
-        case FK_BF16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_bf16(w)); break;            \
-        case FK_BOOL: FK_WALK(uint8_t, fk_swap8, (REAL)(w != 0)); break;                             \
-        case FK_I8: FK_WALK(uint8_t, fk_swap8, (REAL)(int8_t)w); break;                              \
-        case FK_U8: FK_WALK(uint8_t, fk_swap8, (REAL)w); break;                                      \
-        case FK_I16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)(int16_t)w); break;                  \
-        case FK_U16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)w); break;                           \
-        case FK_I32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)(int32_t)w); break;                  \
-        case FK_U32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)w); break;                           \
-        case FK_I64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)(int64_t)w); break;                  \
-        default: FK_WALK(uint64_t, __builtin_bswap64, (REAL)w); break;                               \
-        }                                                                                            \
-    }
-
-FK_DEFINE_LOAD_TILE(fk_load_tile_f32, float)
-FK_DEFINE_LOAD_TILE(fk_load_tile_f64, double)
-
 /* Put `absent` where the mask (one byte an element, 0 for masked out) says so. */
 #define FK_DEFINE_MASK_TILE(NAME, REAL)                                                              \
     static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *mask, ptrdiff_t sr,          \
@@ -135,9 +111,10 @@ FK_DEFINE_STORE_TILE(fk_store_tile_f32, float)
 FK_DEFINE_STORE_TILE(fk_store_tile_f64, double)
 
 /* ---- transposes in registers ------------------------------------------------------------------------------------
- * Short rows are worked on across rows: 64 rows of C classes become C vectors of 64 lanes. A 32-byte square (8 x 8
- * floats, 4 x 4 doubles) is transposed in registers; written with GNU vector shuffles, so one source serves every
- * instruction set. A square that would reach past the last row or class takes the scalar path.
+ * Short rows are worked on across rows: 32 rows of C classes become C vectors of 32 lanes. A 32-byte square (8 x 8
+ * floats, 4 x 4 doubles) is transposed in registers, and where a row ends in or is less than half of one, 16 bytes of
+ * each row; written with GNU vector shuffles, so one source serves every instruction set. Fewer rows or classes than
+ * that take the scalar path.
  */
 typedef float fk_v8f __attribute__((vector_size(32), aligned(4), may_alias));
 typedef double fk_v4d __attribute__((vector_size(32), aligned(8), may_alias));
@@ -183,47 +160,147 @@ FK_INLINE void fk_square_f64(double *dst, ptrdiff_t dstride, const double *src, 
     *(fk_v4d *)(dst + 3 * dstride) = __builtin_shuffle(b[1], b[3], hi128);
 }
 
+/* 16 bytes from each of two places, and 16 bytes to each. */
+#if defined(__AVX__)
+FK_INLINE fk_v8f fk_join_f32(const float *low, const float *high) {
+    return (fk_v8f)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+}
+FK_INLINE fk_v4d fk_join_f64(const double *low, const double *high) {
+    return (fk_v4d)_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(low)), _mm_loadu_pd(high), 1);
+}
+FK_INLINE void fk_part_f32(float *low, float *high, fk_v8f a) {
+    _mm_storeu_ps(low, _mm256_castps256_ps128((__m256)a));
+    _mm_storeu_ps(high, _mm256_extractf128_ps((__m256)a, 1));
+}
+FK_INLINE void fk_part_f64(double *low, double *high, fk_v4d a) {
+    _mm_storeu_pd(low, _mm256_castpd256_pd128((__m256d)a));
+    _mm_storeu_pd(high, _mm256_extractf128_pd((__m256d)a, 1));
+}
+#else
+#define FK_DEFINE_JOIN(JOIN, PART, REAL, VECTOR)                                                     \
+    FK_INLINE VECTOR JOIN(const REAL *low, const REAL *high) {                                       \
+        VECTOR a;                                                                                    \
+        memcpy(&a, low, 16);                                                                         \
+        memcpy((char *)&a + 16, high, 16);                                                           \
+        return a;                                                                                    \
+    }                                                                                                \
+    FK_INLINE void PART(REAL *low, REAL *high, VECTOR a) {                                           \
+        memcpy(low, &a, 16);                                                                         \
+        memcpy(high, (const char *)&a + 16, 16);                                                     \
+    }
+FK_DEFINE_JOIN(fk_join_f32, fk_part_f32, float, fk_v8f)
+FK_DEFINE_JOIN(fk_join_f64, fk_part_f64, double, fk_v4d)
+#endif
+
+/* In each half of four vectors, the transpose of its 4 x 4 floats. */
+FK_INLINE void fk_turn_f32(fk_v8f *a) {
+    const fk_v8i lo32 = {0, 8, 1, 9, 4, 12, 5, 13}, hi32 = {2, 10, 3, 11, 6, 14, 7, 15};
+    const fk_v8i lo64 = {0, 1, 8, 9, 4, 5, 12, 13}, hi64 = {2, 3, 10, 11, 6, 7, 14, 15};
+    const fk_v8f b0 = __builtin_shuffle(a[0], a[1], lo32), b1 = __builtin_shuffle(a[0], a[1], hi32);
+    const fk_v8f b2 = __builtin_shuffle(a[2], a[3], lo32), b3 = __builtin_shuffle(a[2], a[3], hi32);
+    a[0] = __builtin_shuffle(b0, b2, lo64);
+    a[1] = __builtin_shuffle(b0, b2, hi64);
+    a[2] = __builtin_shuffle(b1, b3, lo64);
+    a[3] = __builtin_shuffle(b1, b3, hi64);
+}
+
+/* dst[j*dstride + i] = src[i*sstride + j], i < 8, j < 4. */
+FK_INLINE void fk_gather_f32(float *dst, ptrdiff_t dstride, const float *src, ptrdiff_t sstride) {
+    fk_v8f a[4];
+    int i;
+    for (i = 0; i < 4; i++) a[i] = fk_join_f32(src + i * sstride, src + (i + 4) * sstride);
+    fk_turn_f32(a);
+    for (i = 0; i < 4; i++) *(fk_v8f *)(dst + i * dstride) = a[i];
+}
+
+/* The reverse: dst[j*dstride + i] = src[i*sstride + j], i < 4, j < 8. */
+FK_INLINE void fk_scatter_f32(float *dst, ptrdiff_t dstride, const float *src, ptrdiff_t sstride) {
+    fk_v8f a[4];
+    int i;
+    for (i = 0; i < 4; i++) a[i] = *(const fk_v8f *)(src + i * sstride);
+    fk_turn_f32(a);
+    for (i = 0; i < 4; i++) fk_part_f32(dst + i * dstride, dst + (i + 4) * dstride, a[i]);
+}
+
+/* The same for doubles: i < 4, j < 2, and i < 2, j < 4. */
+FK_INLINE void fk_gather_f64(double *dst, ptrdiff_t dstride, const double *src, ptrdiff_t sstride) {
+    const fk_v4i lo64 = {0, 4, 2, 6}, hi64 = {1, 5, 3, 7};
+    const fk_v4d a = fk_join_f64(src, src + 2 * sstride), b = fk_join_f64(src + sstride, src + 3 * sstride);
+    *(fk_v4d *)dst = __builtin_shuffle(a, b, lo64);
+    *(fk_v4d *)(dst + dstride) = __builtin_shuffle(a, b, hi64);
+}
+
+FK_INLINE void fk_scatter_f64(double *dst, ptrdiff_t dstride, const double *src, ptrdiff_t sstride) {
+    const fk_v4i lo64 = {0, 4, 2, 6}, hi64 = {1, 5, 3, 7};
+    const fk_v4d a = *(const fk_v4d *)src, b = *(const fk_v4d *)(src + sstride);
+    fk_part_f64(dst, dst + 2 * dstride, __builtin_shuffle(a, b, lo64));
+    fk_part_f64(dst + dstride, dst + 3 * dstride, __builtin_shuffle(a, b, hi64));
+}
+
 /* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
-   overlaps its neighbour and writes the same numbers again. transpose reads one stretch of the source after the other,
-   spread writes one stretch of the target after the other; where there are gaps between those, the ones a few squares
-   further on are prefetched, every line of them: the hardware does not see that pattern. */
+   or patch overlaps its neighbour and writes the same numbers again. transpose reads one stretch of the source (a row)
+   after the other, spread writes one stretch of the target after the other; where there are gaps between those, the
+   ones a few squares further on are prefetched, every line of them: the hardware does not see that pattern. */
+#define FK_LANES 32 /* of a tile of short rows: that stride is known to the compiler */
 #define FK_STEP(i, n, SIDE) ((i) + 2 * (SIDE) <= (n) || (i) + (SIDE) == (n) ? (i) + (SIDE) : (n) - (SIDE))
-#define FK_DEFINE_TRANSPOSE(TRANSPOSE, SPREAD, REAL, SIDE, SQUARE)                                                \
+#define FK_DEFINE_TRANSPOSE(TRANSPOSE, SPREAD, REAL, SIDE, PATCH, SQUARE, GATHER, SCATTER)                        \
+    /* SIDE rows of nj >= PATCH classes, to SIDE lanes; and back */                                               \
+    FK_INLINE void GATHER##_rows(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t nj) { \
+        ptrdiff_t j = 0;                                                                                          \
+        for (; j + SIDE <= nj; j += SIDE) SQUARE(dst + j * dstride, dstride, src + j, sstride);                   \
+        if (j == nj) return;                                                                                      \
+        if (nj > SIDE && nj - j > PATCH) {                                                                        \
+            SQUARE(dst + (nj - SIDE) * dstride, dstride, src + nj - SIDE, sstride);                               \
+            return;                                                                                               \
+        }                                                                                                         \
+        for (; j + PATCH < nj; j += PATCH) GATHER(dst + j * dstride, dstride, src + j, sstride);                  \
+        GATHER(dst + (nj - PATCH) * dstride, dstride, src + nj - PATCH, sstride);                                 \
+    }                                                                                                             \
+    FK_INLINE void SCATTER##_rows(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni) { \
+        ptrdiff_t i = 0;                                                                                          \
+        for (; i + SIDE <= ni; i += SIDE) SQUARE(dst + i, dstride, src + i * sstride, sstride);                   \
+        if (i == ni) return;                                                                                      \
+        if (ni > SIDE && ni - i > PATCH) {                                                                        \
+            SQUARE(dst + ni - SIDE, dstride, src + (ni - SIDE) * sstride, sstride);                               \
+            return;                                                                                               \
+        }                                                                                                         \
+        for (; i + PATCH < ni; i += PATCH) SCATTER(dst + i, dstride, src + i * sstride, sstride);                 \
+        SCATTER(dst + ni - PATCH, dstride, src + (ni - PATCH) * sstride, sstride);                                \
+    }                                                                                                             \
     static int SQUARE##_fits(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni,      \
-                             ptrdiff_t nj) {                                                                      \
+                             ptrdiff_t nj, int fits) {                                                            \
         ptrdiff_t i, j;                                                                                           \
-        if (ni >= SIDE && nj >= SIDE) return 1;                                                                   \
-        for (j = 0; j < nj; j++)                                                                                  \
+        for (j = 0; !fits && j < nj; j++)                                                                         \
             for (i = 0; i < ni; i++) dst[j * dstride + i] = src[i * sstride + j];                                 \
-        return 0;                                                                                                 \
+        return fits;                                                                                              \
     }                                                                                                             \
     static void TRANSPOSE(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni,         \
                           ptrdiff_t nj) {                                                                         \
         ptrdiff_t i, j, k;                                                                                        \
-        if (!SQUARE##_fits(dst, dstride, src, sstride, ni, nj)) return;                                           \
+        if (!SQUARE##_fits(dst, dstride, src, sstride, ni, nj, ni >= SIDE && nj >= PATCH)) return;                \
         for (i = 0; i < ni; i = FK_STEP(i, ni, SIDE)) {                                                           \
-            for (k = i; sstride > nj && k < i + SIDE; k++)                                                         \
+            for (k = i; sstride > nj && k < i + SIDE; k++)                                                        \
                 for (j = 0; j < nj + FK_LINE / (ptrdiff_t)sizeof(REAL) - 1; j += FK_LINE / sizeof(REAL))          \
                     FK_PREFETCH_L2(src + (k + 6 * SIDE) * sstride + j);                                           \
-            for (j = 0; j < nj; j = FK_STEP(j, nj, SIDE))                                                         \
-                SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);                           \
+            if (dstride == FK_LANES) GATHER##_rows(dst + i, FK_LANES, src + i * sstride, sstride, nj);            \
+            else GATHER##_rows(dst + i, dstride, src + i * sstride, sstride, nj);                                 \
         }                                                                                                         \
     }                                                                                                             \
     static void SPREAD(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni,            \
                        ptrdiff_t nj) {                                                                            \
         ptrdiff_t i, j, k;                                                                                        \
-        if (!SQUARE##_fits(dst, dstride, src, sstride, ni, nj)) return;                                           \
+        if (!SQUARE##_fits(dst, dstride, src, sstride, ni, nj, ni >= PATCH && nj >= SIDE)) return;                \
         for (j = 0; j < nj; j = FK_STEP(j, nj, SIDE)) {                                                           \
-            for (k = j; dstride > ni && k < j + SIDE; k++)                                                         \
+            for (k = j; dstride > ni && k < j + SIDE; k++)                                                        \
                 for (i = 0; i < ni + FK_LINE / (ptrdiff_t)sizeof(REAL) - 1; i += FK_LINE / sizeof(REAL))          \
                     __builtin_prefetch(dst + (k + 6 * SIDE) * dstride + i, 1, 2);                                 \
-            for (i = 0; i < ni; i = FK_STEP(i, ni, SIDE))                                                         \
-                SQUARE(dst + j * dstride + i, dstride, src + i * sstride + j, sstride);                           \
+            if (sstride == FK_LANES) SCATTER##_rows(dst + j * dstride, dstride, src + j, FK_LANES, ni);           \
+            else SCATTER##_rows(dst + j * dstride, dstride, src + j, sstride, ni);                                \
         }                                                                                                         \
     }
 
-FK_DEFINE_TRANSPOSE(fk_transpose_f32, fk_spread_f32, float, 8, fk_square_f32)
-FK_DEFINE_TRANSPOSE(fk_transpose_f64, fk_spread_f64, double, 4, fk_square_f64)
+FK_DEFINE_TRANSPOSE(fk_transpose_f32, fk_spread_f32, float, 8, 4, fk_square_f32, fk_gather_f32, fk_scatter_f32)
+FK_DEFINE_TRANSPOSE(fk_transpose_f64, fk_spread_f64, double, 4, 2, fk_square_f64, fk_gather_f64, fk_scatter_f64)
 
 /* dst[j*dstride + i] = src[j*sstride + i], i < ni, j < nj: the rows lie side by side already. What follows on each stretch
    is prefetched: the next tile's. */
@@ -239,6 +316,88 @@ FK_DEFINE_TRANSPOSE(fk_transpose_f64, fk_spread_f64, double, 4, fk_square_f64)
 
 FK_DEFINE_COPY_LANES(fk_copy_lanes_f32, float)
 FK_DEFINE_COPY_LANES(fk_copy_lanes_f64, double)
+
+/* ---- half types whose rows are contiguous ------------------------------------------------------------------------ */
+
+#define FK_HALF_AHEAD 8192 /* bytes: what is converted next, one block on, comes into the cache while this one is summed */
+
+static void fk_row_from_bf16(float *dst, const char *src, ptrdiff_t n) {
+    ptrdiff_t i = 0, j;
+    uint16_t w;
+    for (; i + 32 <= n; i += 32) {
+        FK_PREFETCH_L2(src + 2 * i + FK_HALF_AHEAD);
+        for (j = i; j < i + 32; j++) memcpy(&w, src + 2 * j, 2), dst[j] = fk_from_bf16(w);
+    }
+    for (; i < n; i++) memcpy(&w, src + 2 * i, 2), dst[i] = fk_from_bf16(w);
+}
+
+static void fk_row_from_f16(float *dst, const char *src, ptrdiff_t n) {
+    ptrdiff_t i = 0, j;
+    uint16_t w;
+    for (; i + 32 <= n; i += 32) {
+        FK_PREFETCH_L2(src + 2 * i + FK_HALF_AHEAD);
+#if defined(__F16C__)
+        for (j = i; j < i + 32; j += 8)
+            _mm256_storeu_ps(dst + j, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + 2 * j))));
+#else
+        for (j = i; j < i + 32; j++) memcpy(&w, src + 2 * j, 2), dst[j] = fk_from_f16(w);
+#endif
+    }
+    for (; i < n; i++) memcpy(&w, src + 2 * i, 2), dst[i] = fk_from_f16(w);
+}
+
+#define FK_HALF_ROWS 8
+#define FK_HALF_CLASSES 256
+
+/* A tile of such rows as it lies (dc = 1) or transposed (dr = 1), by way of a few rows in the first-level cache. */
+static void fk_load_half_rows(float *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr, ptrdiff_t nr,
+                              ptrdiff_t nc, void (*convert)(float *, const char *, ptrdiff_t)) {
+    float rows[FK_HALF_ROWS * (FK_HALF_CLASSES + 8)];
+    ptrdiff_t i, j, k, ni, nj;
+    if (dc == 1) {
+        for (i = 0; i < nr; i++) convert(dst + i * dr, src + i * sr, nc);
+        return;
+    }
+    for (j = 0; j < nc; j += FK_HALF_CLASSES)
+        for (i = 0; i < nr; i += FK_HALF_ROWS) {
+            ni = nr - i < FK_HALF_ROWS ? nr - i : FK_HALF_ROWS;
+            nj = nc - j < FK_HALF_CLASSES ? nc - j : FK_HALF_CLASSES;
+            for (k = 0; k < ni; k++) convert(rows + k * (FK_HALF_CLASSES + 8), src + (i + k) * sr + 2 * j, nj);
+            fk_transpose_f32(dst + i + j * dc, dc, rows, FK_HALF_CLASSES + 8, ni, nj);
+        }
+}
+
+/* Load an nr x nc tile: element (i, j) is at src + i*sr + j*sc (bytes), and goes to dst[i*dr + j*dc]. */
+#define FK_DEFINE_LOAD_TILE(NAME, REAL)                                                      \
+    static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr,           \
+                     ptrdiff_t sc, ptrdiff_t nr, ptrdiff_t nc, int storage, int swap) {              \
+        switch (storage) {                                                                           \
+        case FK_F32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)fk_word_f32(w)); break;              \
+        case FK_F64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)fk_word_f64(w)); break;              \
+        case FK_F16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_f16(w)); break;              \
+        case FK_BF16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)fk_from_bf16(w)); break;            \
+        case FK_BOOL: FK_WALK(uint8_t, fk_swap8, (REAL)(w != 0)); break;                             \
+        case FK_I8: FK_WALK(uint8_t, fk_swap8, (REAL)(int8_t)w); break;                              \
+        case FK_U8: FK_WALK(uint8_t, fk_swap8, (REAL)w); break;                                      \
+        case FK_I16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)(int16_t)w); break;                  \
+        case FK_U16: FK_WALK(uint16_t, __builtin_bswap16, (REAL)w); break;                           \
+        case FK_I32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)(int32_t)w); break;                  \
+        case FK_U32: FK_WALK(uint32_t, __builtin_bswap32, (REAL)w); break;                           \
+        case FK_I64: FK_WALK(uint64_t, __builtin_bswap64, (REAL)(int64_t)w); break;                  \
+        default: FK_WALK(uint64_t, __builtin_bswap64, (REAL)w); break;                               \
+        }                                                                                            \
+    }
+
+FK_DEFINE_LOAD_TILE(fk_load_any_tile_f32, float)
+FK_DEFINE_LOAD_TILE(fk_load_tile_f64, double)
+
+static void fk_load_tile_f32(float *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr, ptrdiff_t sc,
+                             ptrdiff_t nr, ptrdiff_t nc, int storage, int swap) {
+    if ((storage != FK_F16 && storage != FK_BF16) || swap || sc != 2 || (dr != 1 && dc != 1))
+        fk_load_any_tile_f32(dst, dr, dc, src, sr, sc, nr, nc, storage, swap);
+    else
+        fk_load_half_rows(dst, dr, dc, src, sr, nr, nc, storage == FK_F16 ? fk_row_from_f16 : fk_row_from_bf16);
+}
 
 /* ---- the domain of a fast loop -------------------------------------------------------------------------------------
  * The sign bit of the result is set where p < 0, q < low or p > high, and perhaps where one of them is NaN. A loop ors
@@ -256,6 +415,22 @@ FK_DEFINE_COPY_LANES(fk_copy_lanes_f64, double)
 
 FK_DEFINE_OUTSIDE(fk_outside_f32, float, uint32_t)
 FK_DEFINE_OUTSIDE(fk_outside_f64, double, uint64_t)
+
+/* Half of a double or the whole of a float, the i-th such word from x on; and which one holds the exponent of the j-th
+   number. */
+FK_INLINE uint32_t fk_half_word(const void *x, ptrdiff_t i) {
+    uint32_t word;
+    memcpy(&word, (const char *)x + 4 * i, 4);
+    return word;
+}
+
+FK_INLINE ptrdiff_t fk_top_word(ptrdiff_t j, ptrdiff_t itemsize) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return itemsize == 4 ? j : 2 * j;
+#else
+    return itemsize == 4 ? j : 2 * j + 1;
+#endif
+}
 
 /* ---- streaming ---------------------------------------------------------------------------------------------------
  * A non-temporal store spares the read that a plain store makes of the line it is about to overwrite. It pays only
@@ -348,6 +523,25 @@ FK_INLINE uint64_t fk_label(const char *p, int storage, int swap) {
     case FK_U32: FK_LABEL(uint32_t, __builtin_bswap32, uint32_t);
     default: FK_LABEL(uint64_t, __builtin_bswap64, int64_t); /* int64 and uint64: the same 64 bits */
     }
+}
+
+/* The labels of n rows, which lie `stride` bytes apart. */
+#define FK_LABEL_RUN(WORD, SIGNED)                                                                   \
+    do {                                                                                             \
+        for (i = 0; i < n; i++)                                                                      \
+            labels[i] = (uint64_t)(int64_t)(SIGNED)*(const volatile WORD *)(p + i * stride);         \
+        return;                                                                                      \
+    } while (0)
+
+static void fk_labels(const char *p, ptrdiff_t stride, ptrdiff_t n, int storage, int swap, uint64_t *labels) {
+    ptrdiff_t i;
+    if (!swap && (((uintptr_t)p | (uintptr_t)stride) & 7) == 0) {
+        if (storage == FK_I64 || storage == FK_U64) FK_LABEL_RUN(uint64_t, int64_t);
+    }
+    if (!swap && (((uintptr_t)p | (uintptr_t)stride) & 3) == 0) {
+        if (storage == FK_I32) FK_LABEL_RUN(uint32_t, int32_t);
+    }
+    for (i = 0; i < n; i++) labels[i] = fk_label(p + i * stride, storage, swap);
 }
 
 /* Keep the smallest row seen, with its label: called only where a label is out of range. */

@@ -177,6 +177,13 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
     cdef Py_ssize_t i = 0, j, ni, nj, k
     cdef char* source
     cdef Py_ssize_t sr = last_stride(plan.n_outer, a.outer), sc = last_stride(plan.n_inner, a.inner)
+    if dr == 1 and dc > 1 and a.direct and plan.n_outer <= 1 and not plan.has_mask:     # most short rows
+        source = a.data + row * sr + start * sc
+        if real is float:
+            fk_transpose_f32(dst, dc, <const float*>source, sr // 4, nr, nc)
+        else:
+            fk_transpose_f64(dst, dc, <const double*>source, sr // 8, nr, nc)
+        return
     while i < nr:
         ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)
         j = 0
@@ -250,7 +257,7 @@ cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start,
                       + offset_of(plan.n_inner, plan.inner_shape, a.inner, start + j))
             if real is float:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f32(<float*>target, sr // 4, src + i + j * dc, dc, nj, ni)
+                    fk_spread_f32(<float*>target, sr // 4, src + i + j * dc, dc, nj, ni)
                 elif side_by_side(a, sr, src) and dr == 1:
                     fk_copy_lanes_f32(<float*>target, sc // 4, src + i + j * dc, dc, ni, nj)
                 elif side_by_side(a, sr, src) and dc == 1:
@@ -259,7 +266,7 @@ cdef void put(const Plan* plan, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start,
                     fk_store_tile_f32(target, sr, sc, src + i * dr + j * dc, dr, dc, ni, nj)
             else:
                 if a.direct and dr == 1 and dc > 1:
-                    fk_transpose_f64(<double*>target, sr // 8, src + i + j * dc, dc, nj, ni)
+                    fk_spread_f64(<double*>target, sr // 8, src + i + j * dc, dc, nj, ni)
                 elif side_by_side(a, sr, src) and dr == 1:
                     fk_copy_lanes_f64(<double*>target, sc // 8, src + i + j * dc, dc, ni, nj)
                 elif side_by_side(a, sr, src) and dc == 1:

@@ -4,6 +4,7 @@
 # lane holds something odd.
 
 cdef extern from "vmath.h" nogil:
+    float kl_term_by_f32(float p, float q, float d)
     float js_term_f32(float p, float q, float d, float weight)
     double js_term_f64(double p, double q, double d, double weight)
     float jeffreys_term_f32(float p, float q, float d)
@@ -13,13 +14,6 @@ cdef extern from "vmath.h" nogil:
 cdef extern from "math.h" nogil:
     float sqrtf(float x)
     double sqrt(double x)
-
-cdef extern from *:
-    """
-    #define inlined inline __attribute__((always_inline)) void /* the body of a loop, once op is known */
-    """
-    ctypedef void inlined
-
 
 cdef inline bint is_pointwise(int op) noexcept nogil:
     return JS <= op <= TRIANGULAR
@@ -129,90 +123,130 @@ cdef inline real divided(real p, real q, double by_p, double by_p_lo, double by_
         return (a - b) + (a_lo - b_lo)
 
 
+cdef inlined js_strip(const real* p, const real* q, const real* d, real weight, Py_ssize_t n, real* w, real* gap, real* near,
+                      real* far, real* s) noexcept nogil:
+    """s = the JS terms of a strip, to the bits of js_term; w to far are scratch."""
+    cdef Py_ssize_t j
+    cdef real rest = 1 - weight, half = 0.5, quarter = 0.25
+    if real is float:
+        # Short chains: two steps would cost more than they save.
+        if weight == half:
+            for j in range(n):
+                s[j] = quarter * (kl_term_by_f32(p[j] + p[j], p[j] + q[j], d[j])
+                                  + kl_term_by_f32(q[j] + q[j], p[j] + q[j], -d[j]))
+        else:
+            for j in range(n):
+                s[j] = js_term_f32(p[j], q[j], d[j], weight)
+        return
+    if weight == half:
+        # Of 2 p, 2 q and p + q: the same bits with fewer products.
+        for j in range(n):
+            kl_cut_by(p[j] + p[j], p[j] + q[j], d[j], &w[j], &gap[j], &near[j], &far[j])
+        for j in range(n):
+            s[j] = kl_join(p[j] + p[j], w[j], gap[j], near[j], far[j])
+        for j in range(n):
+            kl_cut_by(q[j] + q[j], p[j] + q[j], -d[j], &w[j], &gap[j], &near[j], &far[j])
+        for j in range(n):
+            s[j] = quarter * (s[j] + kl_join(q[j] + q[j], w[j], gap[j], near[j], far[j]))
+        return
+    for j in range(n):
+        kl_cut_by(p[j], weight * p[j] + rest * q[j], rest * d[j], &w[j], &gap[j], &near[j], &far[j])
+    for j in range(n):
+        s[j] = weight * kl_join(p[j], w[j], gap[j], near[j], far[j])
+    for j in range(n):
+        kl_cut_by(q[j], weight * p[j] + rest * q[j], -(weight * d[j]), &w[j], &gap[j], &near[j], &far[j])
+    for j in range(n):
+        s[j] += rest * kl_join(q[j], w[j], gap[j], near[j], far[j])
+
+
 cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                        const Py_ssize_t* at, const Reciprocals* by, real weight, double* sums, double* overlaps,
                        double* masses, double* masses_lo, int* odd, const char* p_next, const char* q_next) noexcept nogil:
     """A lane's sum of terms, and 1 in odd where one of its pairs was out of the terms' domain; for BHATTACHARYYA also the
     sums of sqrt(p q), not divided by the rows' sums, and unless there are such that of p + q (a two-sum)."""
-    cdef real s[LANES]
-    cdef real o[LANES]
-    cdef real a[LANES]
-    cdef real b[LANES]
-    cdef real d[LANES]
+    cdef real p_spare[STRIP]
+    cdef real q_spare[STRIP]
+    cdef real p_divided[STRIP]
+    cdef real q_divided[STRIP]
+    cdef real s[STRIP]
+    cdef real d[STRIP]
+    cdef real w[STRIP]
+    cdef real gap[STRIP]
+    cdef real near[STRIP]
+    cdef real far[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double u[LANES]
     cdef double u_lo[LANES]
-    cdef double w[LANES]
-    cdef double w_lo[LANES]
-    cdef uint32_t odd32[LANES]
-    cdef uint64_t odd64[LANES]
-    cdef real low = smallest_q(<real>0), high = largest(<real>0), zero = 0, least
+    cdef double m[LANES]
+    cdef double m_lo[LANES]
+    cdef uint32_t highest[WORDS]
+    cdef real low = smallest_q(<real>0), zero = 0, least
     cdef double both, part
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
+    cdef Py_ssize_t i = 0, j, k, vectors, n
     cdef const real* x
     cdef const real* y
+    cdef const real* a
+    cdef const real* b
     for j in range(LANES):
-        t[j] = t_lo[j] = u[j] = u_lo[j] = w[j] = w_lo[j] = 0
-        odd32[j] = odd64[j] = 0
+        t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
+        odd[j] = 0
+    for j in range(WORDS):
+        highest[j] = 0
     while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = o[j] = 0
-        while i < stop:
-            x = vector_at(p, i, p_patch, at)
-            y = vector_at(q, i, q_patch, at)
-            fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch(q_next, i * LANES * sizeof(real), LANES * sizeof(real))
-            if by == NULL:
+        vectors = strip_size(count - i)
+        n = vectors * LANES
+        x = a = strip_at(p, i, vectors, p_patch, at, p_spare)
+        y = b = strip_at(q, i, vectors, q_patch, at, q_spare)
+        fk_prefetch(p_next, i * LANES * sizeof(real), n * sizeof(real))
+        if by == NULL:
+            for j in range(n):
+                d[j] = x[j] - y[j]
+        else:
+            for k in range(vectors):
                 for j in range(LANES):
-                    a[j] = x[j]
-                    b[j] = y[j]
-                    d[j] = x[j] - y[j]
-            else:
+                    d[k * LANES + j] = divided(x[k * LANES + j], y[k * LANES + j], by.p[j], by.p_lo[j], by.q[j],
+                                               by.q_lo[j], &p_divided[k * LANES + j], &q_divided[k * LANES + j])
+            a = p_divided
+            b = q_divided
+        fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
+        if op == JS:
+            js_strip(a, b, d, weight, n, w, gap, near, far, s)
+        else:
+            for j in range(n):
+                s[j] = term(op, a[j], b[j], d[j], weight)
+        add_strip(s, vectors, t, t_lo)
+        raise_words(a, vectors, highest)
+        raise_words(b, vectors, highest)
+        if op == CHI2 or op == JEFFREYS:
+            # The least of the two that a term divides by, which may have become 0 by the division; but not 0 of 0.
+            for j in range(n):
+                least = b[j] if op == CHI2 or b[j] < a[j] else a[j]
+                s[j] = 1 if least < low and x[j] + y[j] > zero else 0
+            for k in range(vectors):
                 for j in range(LANES):
-                    d[j] = divided(x[j], y[j], by.p[j], by.p_lo[j], by.q[j], by.q_lo[j], &a[j], &b[j])
-            for j in range(LANES):
-                s[j] += term(op, a[j], b[j], d[j], weight)
-                if op == BHATTACHARYYA:
-                    o[j] += root(x[j]) * root(y[j])
-                if real is float:
-                    odd32[j] |= fk_outside_f32(a[j], b[j], zero, high) | fk_outside_f32(b[j], b[j], zero, high)
-                else:
-                    odd64[j] |= fk_outside_f64(a[j], b[j], zero, high) | fk_outside_f64(b[j], b[j], zero, high)
-                if op == CHI2 or op == JEFFREYS:
-                    # The least of the two that a term divides by, which may have become 0 by the division; but not 0 of 0.
-                    least = b[j] if op == CHI2 or b[j] < a[j] else a[j]
-                    if real is float:
-                        odd32[j] |= <uint32_t>(least < low and x[j] + y[j] > zero) << 31
-                    else:
-                        odd64[j] |= <uint64_t>(least < low and x[j] + y[j] > zero) << 63
-            if op == BHATTACHARYYA and by == NULL:
-                if real is float:
-                    for j in range(LANES):
-                        w[j] += <double>a[j] + <double>b[j]
-                else:
-                    for j in range(LANES):
-                        both = a[j] + b[j]
-                        part = both - a[j]
-                        w_lo[j] += (a[j] - (both - part)) + (b[j] - part)
-                        two_sum_add(&w[j], &w_lo[j], both)
-            i += 1
-        for j in range(LANES):
-            add_run(&t[j], &t_lo[j], s[j])
+                    odd[j] |= s[k * LANES + j] != zero
         if op == BHATTACHARYYA:
-            for j in range(LANES):
-                add_run(&u[j], &u_lo[j], o[j])
+            for j in range(n):
+                s[j] = root(x[j]) * root(y[j])
+            add_strip(s, vectors, u, u_lo)
+        if op == BHATTACHARYYA and by == NULL:
+            for k in range(vectors):
+                for j in range(LANES):
+                    if real is float:
+                        m[j] += <double>a[k * LANES + j] + <double>b[k * LANES + j]
+                    else:
+                        both = a[k * LANES + j] + b[k * LANES + j]
+                        part = both - a[k * LANES + j]
+                        m_lo[j] += (a[k * LANES + j] - (both - part)) + (b[k * LANES + j] - part)
+                        two_sum_add(&m[j], &m_lo[j], both)
+        i += vectors
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
         overlaps[j] = closed(u[j], u_lo[j])
-        masses[j] = w[j]
-        masses_lo[j] = w_lo[j]
-        if real is float:
-            odd[j] = odd32[j] >> 31
-        else:
-            odd[j] = odd64[j] >> 63
+        masses[j] = m[j]
+        masses_lo[j] = m_lo[j]
+    mark_above(highest, largest(p[0]), odd)
 
 
 cdef loop term_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,

@@ -26,6 +26,7 @@ cdef inline real shape_of(int which, real t) noexcept nogil:
 
 cdef void apply_vmath(int which, const real* x, const real* y, const real* z, real* out, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
+    cdef double hi, lo
     if which == 0:
         for i in range(n):
             out[i] = exp_up(x[i])
@@ -62,6 +63,12 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
     elif SHAPES <= which < UNITS:
         for i in range(n):
             out[i] = shape_of(which - SHAPES, x[i])
+    elif which == UNITS + 5:
+        for i in range(n):
+            out[i] = weight_of(x[i])
+    elif which == UNITS + 6:
+        for i in range(n):
+            out[i] = kl_excess(x[i])
     if real is double:
         if which == 3:
             for i in range(n):
@@ -78,13 +85,24 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
         elif which == UNITS + 4:
             for i in range(n):
                 out[i] = exp_any_f64(x[i])
+        elif which == UNITS + 7:
+            for i in range(n):
+                out[i] = log1p_gap_f64(x[i])
+        elif which == UNITS + 8:
+            for i in range(n):
+                log1p_sum_split_f64(x[i], &hi, &lo)
+                out[i] = hi + lo
+        elif which == UNITS + 9:
+            for i in range(n):
+                out[i] = log1p_sum_f32(x[i])
 
 
 def vmath(str name, *arrays):
     """Apply a function of vmath.h to contiguous arrays of one length and type, element by element."""
     names = ("exp_up", "log", "kl_term", "log_any", "log1p", "kl_term_any", "xlogy_any", "kl_fall", "kl_rise", "js_shape",
-             "log1p_unit", "log1m", "binary_logits", "binary_probs", "exp_any")
-    arity = (1, 1, 2, 1, 1, 3, 2, 1, 1, 1, 1, 1, 2, 2, 1)
+             "log1p_unit", "log1m", "binary_logits", "binary_probs", "exp_any", "exp_weight", "kl_excess", "log1p_gap",
+             "log1p_sum", "log1p_sum_single")
+    arity = (1, 1, 2, 1, 1, 3, 2, 1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1)
     cdef int which = names.index(name)
     cdef double[::1] x64, y64, z64, out64
     cdef float[::1] x32, y32, out32
@@ -93,7 +111,7 @@ def vmath(str name, *arrays):
     out = np.empty_like(arrays[0])
     if out.size == 0:
         return out
-    if out.dtype == np.float32 and (which < 3 or SHAPES <= which < UNITS + 4):
+    if out.dtype == np.float32 and (which < 3 or SHAPES <= which < UNITS + 4 or UNITS + 5 <= which < UNITS + 7):
         x32, y32, out32 = arrays[0], arrays[arity[which] - 1], out
         apply_vmath[float](which, &x32[0], &y32[0], NULL, &out32[0], x32.shape[0])
     elif out.dtype == np.float64:

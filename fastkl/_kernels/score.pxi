@@ -614,16 +614,16 @@ cdef void put_scores(Score* sc, Py_ssize_t row, Py_ssize_t rows, const Sums* ful
     cdef double result[TILE]
     cdef Py_ssize_t i
     if sc.lse != NULL:
-        finish_logsumexp(full, rows, result)
+        finish_logsumexp(full, rows, sc.single, result)
         put_column(sc.lse, sc.single, row, rows, result)
     if sc.label_loss != NULL:
-        finish_label_loss(rest, rows, result)
+        finish_label_loss(rest, rows, sc.single, result)
         put_column(sc.label_loss, sc.single, row, rows, result)
     if sc.brier != NULL:
         finish_brier(rest, rows, result)
         put_column(sc.brier, sc.single, row, rows, result)
     if sc.moments:
-        finish_entropy_of_logits(full, rows, 1, result)
+        finish_entropy_of_logits(full, rows, 1, sc.single, result)
         put_column(sc.entropy, sc.single, row, rows, result)
     if sc.perplexity != NULL:
         for i in range(rows):

@@ -1,10 +1,12 @@
 /* The scalar mathematics of the kernels: exp, log, log1p and the KL term, one branch-free function each.
  *
  * Every function is inlined into a loop over 64 lanes, which the compiler vectorises. There are no calls, no tables and
- * no branches, only arithmetic, bit moves and selects on computed values. The same source serves every instruction
- * set. Where one has fused multiply-add the results are the same bits; without it the digits may differ, the bounds
- * do not. It relies on -ffp-contract=off (fma only where it is written), on round to nearest and on denormals being
- * kept. -ffast-math would break it.
+ * no branches, only arithmetic, bit moves and selects on computed values. A function of many steps is also there as
+ * two, NAME_cut and NAME_join, for loops that do the first for some hundred elements before the second: a processor
+ * keeps so few long chains of instructions in flight that it waits for their latency, and of short ones enough. The
+ * same source serves every instruction set. Where one has fused multiply-add the results are the same bits; without it
+ * the digits may differ, the bounds do not. It relies on -ffp-contract=off (fma only where it is written), on round to
+ * nearest and on denormals being kept. -ffast-math would break it.
  *
  * Errors are the largest seen, those without fma in parentheses: in ulps of the exact result, or relative to it in
  * eps (2^-23, 2^-52). float exp and log were run on every bit pattern, the others on 10^7 to 10^8 random ones;
@@ -33,6 +35,10 @@ static const float EXP_F32[5] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f,
 static const double EXP_F64[10] = {0x1.000000000000ap-1, 0x1.55555555554fap-3, 0x1.555555555087cp-5,
     0x1.1111111127bc1p-7, 0x1.6c16c1842a2ddp-10, 0x1.a01a012a61a12p-13, 0x1.a0199a0c19ccfp-16, 0x1.71df253f8af97p-19,
     0x1.28ad731740566p-22, 0x1.ad7f88b9dd914p-26};
+static const float EXCESS_F32[5] = {0x1.000000p-1f, 0x1.5554dep-3f, 0x1.5555bap-5f, 0x1.120b28p-7f, 0x1.6c6a06p-10f};
+static const double EXCESS_F64[10] = {0x1.0000000000001p-1, 0x1.555555555554dp-3, 0x1.5555555553d7dp-5,
+    0x1.111111111448dp-7, 0x1.6c16c1788346ep-10, 0x1.a01a018c303a5p-13, 0x1.a019b929c397fp-16, 0x1.71de5a3e92986p-19,
+    0x1.28916799edafcp-22, 0x1.aeaaf9f2256edp-26};
 static const float LOG_F32[8] = {0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a00ap-3f, -0x1.547246p-3f, 0x1.22d9f0p-3f,
     -0x1.0d8508p-3f, 0x1.055c72p-3f, -0x1.38b91ap-4f};
 static const double LOG_F64[7] = {0x1.5555555555592p-1, 0x1.999999997fdbbp-2, 0x1.24924941f0fc1p-2,
@@ -41,6 +47,13 @@ static const float KL_F32[3] = {0x1.555592p-1f, 0x1.993d50p-2f, 0x1.35c396p-2f};
 static const double KL_F64[8] = {0x1.5555555555553p-1, 0x1.999999999afe9p-2, 0x1.24924922bb620p-2,
     0x1.c71c73f474751p-3, 0x1.745c68a45fd4ap-3, 0x1.3b32a3bcdf472p-3, 0x1.0df653c2c3091p-3, 0x1.1a96f2c226601p-3};
 /* Constants: end */
+
+/* Lower bounds that the compiler must not know (used: they might be written to): of BOUND > x ? BOUND : x it makes a maximum,
+ * one instruction, but where BOUND is a constant a comparison and a blend. */
+#define VMATH_BOUND static __attribute__((used))
+VMATH_BOUND float EXP_LEAST_F32 = -130.3f; /* about -188 ln2 */
+VMATH_BOUND double EXP_LEAST_F64 = -753.5; /* about -1087 ln2 */
+VMATH_BOUND double KL_LEAST_F64 = 0x1p-1021;
 
 /* a b + c, rounded once where the machine can. Used where a second rounding is harmless: in polynomials, and where the
  * product is exact because one factor has few bits. */
@@ -105,24 +118,37 @@ VMATH double exp_sum_f64(double r, double q) {
  * 2^-64, which is exact, so underflow is gradual.
  * Error: 0.91 ulp (0.98) of e^x, down to the smallest denormal.
  * exp_up(0) = 2^64 exactly; -inf and x below -130: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
-VMATH float exp_up_f32(float x) {
-    /* Adding 1.5 2^23 rounds to an integer n and leaves n + 64 in the low bits. */
-    const float magic = 0x1.8p23f + 64.0f;
+VMATH void exp_cut_f32(float x, float *r, float *scale) {
+    /* There the exponent bits below become 0. The order of the operands lets NaN through. */
+    x = EXP_LEAST_F32 > x ? EXP_LEAST_F32 : x;
+    /* Adding 1.5 2^23 rounds to an integer n and leaves n + 61 + 127 in the low bits: the exponent of 2^(n + 61). */
+    const float magic = 0x1.8p23f + 188.0f;
     const float t = FMA_F32(x, LOG2E_F32, magic);
     const float n = t - magic;
     const float a = FMA_F32(n, -LN2_HI_F32, x); /* exact */
-    const float r = FMA_F32(n, -LN2_LO_F32, a);
-    float q = EXP_F32[4];
-    q = FMA_F32(q, r, EXP_F32[3]);
-    q = FMA_F32(q, r, EXP_F32[2]);
-    q = FMA_F32(q, r, EXP_F32[1]);
-    q = FMA_F32(q, r, EXP_F32[0]);
-    /* n + 64 is added to the exponent, which stays that of a normal number; cheaper than a product. A NaN's bits are
-     * brought to some whose low nine are 0: nothing is added to a NaN. Where the exponent would leave the normal numbers
-     * everything above is nonsense, and the right result is 0; the comparison lets NaN through. */
-    const uint32_t n_bits = bits_f32(t) < 0x4b400200u ? bits_f32(t) : 0x4b400200u;
-    const float y = float_of(bits_f32(exp_sum_f32(r, q)) + (n_bits << 23));
-    return x < -130.0f ? 0.0f : y;
+    *r = FMA_F32(n, -LN2_LO_F32, a);
+    *scale = float_of(bits_f32(t) << 23);
+}
+
+/* 8 e^r scale: the 8 keeps the smallest product normal, and the scale a number. */
+VMATH float exp_join_f32(float r, float scale) {
+    float q = 8.0f * EXP_F32[4];
+    q = FMA_F32(q, r, 8.0f * EXP_F32[3]);
+    q = FMA_F32(q, r, 8.0f * EXP_F32[2]);
+    q = FMA_F32(q, r, 8.0f * EXP_F32[1]);
+    q = FMA_F32(q, r, 8.0f * EXP_F32[0]);
+#if HAS_FMA
+    return FMA_F32(FMA_F32(q, r, 8.0f), r, 8.0f) * scale;
+#else
+    /* r (8 + r q) would be rounded twice more: 8 r is added as it is instead. */
+    return (8.0f + (8.0f * r + r * r * q)) * scale;
+#endif
+}
+
+VMATH float exp_up_f32(float x) {
+    float r, scale;
+    exp_cut_f32(x, &r, &scale);
+    return exp_join_f32(r, scale);
 }
 
 /* 2^64 e^x.
@@ -130,16 +156,20 @@ VMATH float exp_up_f32(float x) {
  * Domain: x <= 600, NaN. See exp_up_f32.
  * Error: 0.92 ulp (1.02) of e^x, down to the smallest denormal.
  * exp_up(0) = 2^64 exactly; -inf and x below -753.2: +0; NaN: NaN; denormals: 2^64. Never above 2^64 for x <= 0. */
-VMATH double exp_up_f64(double x) {
-    /* -753.5 is -1087 ln2, where the exponent bits below become 0. The order of the operands lets NaN through. (The float's
-     * way would need an unsigned minimum of 64 bits, which AVX2 lacks.) */
-    x = x < -753.5 ? -753.5 : x;
+VMATH void exp_cut_f64(double x, double *r, double *scale) {
+    /* There the exponent bits below become 0. The order of the operands lets NaN through. */
+    x = EXP_LEAST_F64 > x ? EXP_LEAST_F64 : x;
     /* Adding 1.5 2^52 rounds to an integer n and leaves n + 64 + 1023 in the low bits: the exponent of 2^(n + 64). */
     const double magic = 0x1.8p52 + 1087.0;
     const double t = FMA_F64(x, LOG2E_F64, magic);
     const double n = t - magic;
     const double a = FMA_F64(n, -LN2_HI_F64, x); /* exact */
-    const double r = FMA_F64(n, -LN2_LO_F64, a);
+    *r = FMA_F64(n, -LN2_LO_F64, a);
+    *scale = double_of(bits_f64(t) << 52);
+}
+
+/* e^r scale. */
+VMATH double exp_join_f64(double r, double scale) {
     double q = EXP_F64[9];
     q = FMA_F64(q, r, EXP_F64[8]);
     q = FMA_F64(q, r, EXP_F64[7]);
@@ -150,7 +180,13 @@ VMATH double exp_up_f64(double x) {
     q = FMA_F64(q, r, EXP_F64[2]);
     q = FMA_F64(q, r, EXP_F64[1]);
     q = FMA_F64(q, r, EXP_F64[0]);
-    return exp_sum_f64(r, q) * double_of(bits_f64(t) << 52);
+    return exp_sum_f64(r, q) * scale;
+}
+
+VMATH double exp_up_f64(double x) {
+    double r, scale;
+    exp_cut_f64(x, &r, &scale);
+    return exp_join_f64(r, scale);
 }
 
 /* e^x for every double.
@@ -184,20 +220,24 @@ VMATH float log_parts_f32(float f, float kf) {
  * Domain: 0 <= x < 2^103, denormals included, NaN.
  * Error: 0.88 ulp (0.93), relative also near 1.
  * log(1) = +0; 0: a finite number, so that 0 log 0 = 0; NaN: NaN; infinite, negative or larger x: unspecified. */
-VMATH float log_f32(float x) {
+VMATH void log_cut_f32(float x, float *f, float *kf) {
     /* The smallest denormal becomes the smallest normal number. */
     const float y = x * 0x1p23f;
     /* y = 2^k m with m in [sqrt(1/2), sqrt(2)). */
     const int32_t k = (int32_t)(bits_f32(y) - 0x3f3504f3u) >> 23;
     /* m - 1, exact. A product, not a change of exponent bits: NaN stays NaN. */
-    const float f = FMA_F32(y, float_of((uint32_t)(127 - k) << 23), -1.0f);
-    const float kf = (float)(k - 23);
+    *f = FMA_F32(y, float_of((uint32_t)(127 - k) << 23), -1.0f);
+    *kf = (float)(k - 23);
+}
+
+VMATH float log_f32(float x) {
+    float f, kf;
+    log_cut_f32(x, &f, &kf);
     return log_parts_f32(f, kf);
 }
 
 /* s (f^2/2 + R), s = f / (2 + f): log(1 + f) = f - (f^2/2 - this), for 1 + f in [sqrt(1/2), sqrt(2)]. */
-VMATH double log_mantissa_f64(double f, double half_square) {
-    const double s = f / (2.0 + f);
+VMATH double log_mantissa_f64(double s, double half_square) {
     const double z = s * s;
     double c = LOG_F64[6];
     c = FMA_F64(c, z, LOG_F64[5]);
@@ -209,19 +249,27 @@ VMATH double log_mantissa_f64(double f, double half_square) {
     return s * FMA_F64(z, c, half_square);
 }
 
-/* k ln2 + log(1 + f), for 1 + f in [sqrt(1/2), sqrt(2)]. */
-VMATH double log_parts_f64(double f, double k) {
+/* k ln2 + log(1 + f), for 1 + f in [sqrt(1/2), sqrt(2)] and s = f / (2 + f). */
+VMATH double log_join_f64(double f, double s, double k) {
     const double half_square = 0.5 * f * f;
-    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(f, half_square));
+    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(s, half_square));
     return FMA_F64(k, LN2_HI_F64, f - (half_square - tail)); /* k LN2_HI is exact */
 }
 
-/* log(y) - (shift - 1023) ln2, for 2^-1022 <= y < 2^1022 and 0: shift is the exponent's bias and y's own scale. */
-VMATH double log_scaled_f64(double y, double shift) {
+VMATH double log_parts_f64(double f, double k) { return log_join_f64(f, f / (2.0 + f), k); }
+
+/* y = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)], k less shift - 1023, for 2^-1022 <= y < 2^1022 and 0. */
+VMATH void log_scaled_cut_f64(double y, double shift, double *f, double *k) {
     /* 0x3fe6a09e... are the bits of sqrt(1/2): y = 2^k m as in log_f32, with kb = k + 1023. */
     const uint64_t kb = (bits_f64(y) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu)) >> 52;
-    const double f = FMA_F64(y, double_of((2046u - kb) << 52), -1.0);
-    const double k = double_from_u52(kb) - shift;
+    *f = FMA_F64(y, double_of((2046u - kb) << 52), -1.0);
+    *k = double_of(kb | bits_f64(0x1p52)) - (0x1p52 + shift); /* as in double_from_u52 */
+}
+
+/* log(y) - (shift - 1023) ln2: shift is the exponent's bias and y's own scale. */
+VMATH double log_scaled_f64(double y, double shift) {
+    double f, k;
+    log_scaled_cut_f64(y, shift, &f, &k);
     return log_parts_f64(f, k);
 }
 
@@ -230,7 +278,16 @@ VMATH double log_scaled_f64(double y, double shift) {
  * Domain: 0 <= x < 2^968, denormals included, NaN.
  * Error: 0.87 ulp (0.87), relative also near 1.
  * log(1) = +0; 0: a finite number; NaN: NaN; infinite, negative or larger x: unspecified. */
-VMATH double log_f64(double x) { return log_scaled_f64(x * 0x1p54, 1023.0 + 54.0); }
+VMATH void log_cut_f64(double x, double *f, double *s, double *k) {
+    log_scaled_cut_f64(x * 0x1p54, 1023.0 + 54.0, f, k);
+    *s = *f / (2.0 + *f);
+}
+
+VMATH double log_f64(double x) {
+    double f, s, k;
+    log_cut_f64(x, &f, &s, &k);
+    return log_join_f64(f, s, k);
+}
 
 /* log(x) for every double.
  *
@@ -269,7 +326,7 @@ VMATH void log1p_split_f64(double y, double *hi, double *lo) {
     const double half_square = 0.5 * f * f;
     /* log(1 + f + f_tail) = log(1 + f) + f_tail / (1 + f); 1 / (1 + f) is 1 - f + f^2 to a tenth, enough for a tail. */
     const double correction = f_tail * (1.0 - (f - 2.0 * half_square));
-    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(f, half_square)) + correction;
+    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(f / (2.0 + f), half_square)) + correction;
     double result = f - (half_square - tail);
     result = y == __builtin_inf() ? y : result;
     result = y == -1.0 ? -__builtin_inf() : result;
@@ -288,6 +345,50 @@ VMATH double log1p_f64(double y) {
     return hi == 0.0 ? lo : hi + lo; /* +0 + -0 would be +0 */
 }
 
+/* 1 + y = 2^k (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)], for a sum of exponentials less one of them: y = -1
+ * (the sum is 0), 0 <= y < 2^1000 or NaN. Of y no digit is lost: f is rounded once, and is y where k is 0. */
+VMATH double split_sum_f64(double y, double *k) {
+    const double u = 1.0 + y;
+    const uint64_t kb = (bits_f64(u) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu)) >> 52;
+    const double scale = double_of((2046u - kb) << 52); /* 2^-k */
+    *k = double_of(kb | bits_f64(0x1p52)) - (0x1p52 + 1023.0);
+    return FMA_F64(y, scale, scale - 1.0);
+}
+
+/* log(1 + y) = hi + lo as log1p_split_f64 has it, in fewer steps.
+ *
+ * Domain: that of split_sum_f64.
+ * Error of hi + lo: 1.4 ulp (1.4); of lo, where hi is not 0: 0.35 2^-52.
+ * 0: lo = 0; denormals: lo = y; -1: lo = -inf; NaN: lo = NaN. */
+VMATH void log1p_sum_split_f64(double y, double *hi, double *lo) {
+    double k;
+    const double f = split_sum_f64(y, &k);
+    const double half_square = 0.5 * f * f;
+    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(f / (2.0 + f), half_square));
+    const double result = f - (half_square - tail);
+    *lo = y == -1.0 ? -__builtin_inf() : result;
+    *hi = k * LN2_HI_F64;
+}
+
+/* log(1 + y), for a result that is rounded to float: by the float's polynomial, in double.
+ *
+ * Domain: that of split_sum_f64.
+ * Error: 2^-27 of the result. 0: 0; denormals: y; -1: -inf; NaN: NaN. */
+VMATH double log1p_sum_f32(double y) {
+    double k;
+    const double f = split_sum_f64(y, &k);
+    double p = LOG_F32[7];
+    p = FMA_F64(p, f, (double)LOG_F32[6]);
+    p = FMA_F64(p, f, (double)LOG_F32[5]);
+    p = FMA_F64(p, f, (double)LOG_F32[4]);
+    p = FMA_F64(p, f, (double)LOG_F32[3]);
+    p = FMA_F64(p, f, (double)LOG_F32[2]);
+    p = FMA_F64(p, f, (double)LOG_F32[1]);
+    p = FMA_F64(p, f, (double)LOG_F32[0]);
+    const double result = FMA_F64(k, LN2_HI_F64 + LN2_LO_F64, FMA_F64(f * f, FMA_F64(p, f, -0.5), f));
+    return y == -1.0 ? -__builtin_inf() : result;
+}
+
 /* k such that 2^k q is near p. Only to choose it: p below 2^-125, 0 too, adds less than 2^-29 q to a KL term. The
  * difference of the bits is about log2(p/q) 2^23 (linear between powers of two). Rounding it up from 261/512 loses fewest
  * digits of the KL term where k changes; p / (2^k q) is then in [0.67, 1.51]. */
@@ -299,18 +400,29 @@ VMATH int32_t octaves_f32(float p, float q) {
 /* 2 (atanh(w) - w) / w^3, z = w^2, for what octaves_f32 leaves. */
 VMATH float atanh_tail_f32(float z) { return FMA_F32(FMA_F32(KL_F32[2], z, KL_F32[1]), z, KL_F32[0]); }
 
-/* The KL term of p and q from q' = 2^k q and d = p - q'. */
-VMATH float kl_sum_f32(float p, float q, float q_near, float kf, float d) {
-    const float w = d / (p + q_near);
+/* The KL term of p and q from q' = 2^k q and d = p - q': w = d / (p + q'), and near + p far is p k ln2 + q - q'. */
+VMATH void kl_cut_near_f32(float p, float q, float q_near, float kf, float d, float *w, float *near, float *far) {
+    *w = d / (p + q_near);
+#if HAS_FMA
+    /* kf LN2 is rounded where kf is no power of two; there the result is so large that this is less than an eps of it. */
+    *near = FMA_F32(p, kf * LN2_F32, q - q_near);
+    *far = 0.0f;
+#else
+    /* kf LN2_4BIT has 12 bits. */
+    *near = fma_short_f32(p, kf * LN2_4BIT_F32, q - q_near);
+    *far = kf * LN2_REST_F32;
+#endif
+}
+
+VMATH float kl_join_f32(float p, float w, float d, float near, float far) {
     const float z = w * w;
     /* d + p w^2 R; its product with w, the largest term, is added last. */
     const float slope = FMA_F32(p * z, atanh_tail_f32(z), d);
 #if HAS_FMA
-    /* kf LN2 is rounded where kf is no power of two; there the result is so large that this is less than an eps of it. */
-    return FMA_F32(w, slope, FMA_F32(p, kf * LN2_F32, q - q_near));
+    (void)far;
+    return FMA_F32(w, slope, near);
 #else
-    /* kf LN2_4BIT has 12 bits. */
-    return fma_short_f32(p, kf * LN2_4BIT_F32, q - q_near) + (w * slope + p * (kf * LN2_REST_F32));
+    return near + (w * slope + p * far);
 #endif
 }
 
@@ -324,15 +436,22 @@ VMATH float kl_sum_f32(float p, float q, float q_near, float kf, float d) {
  * Domain: 0 <= p < 2^100, denormals included; 2^-96 <= q <= 2^100; NaN in either. Outside: unspecified.
  * Error: 3.0 eps (3.2), where the result exceeds 2^-100 (below, its parts are denormal).
  * p = 0: q exactly; p = q: +0 exactly; NaN in either: NaN. Never negative. */
-VMATH float kl_term_f32(float p, float q) {
+VMATH void kl_cut_f32(float p, float q, float *w, float *d, float *near, float *far) {
     const int32_t k = octaves_f32(p, q);
     const float q_near = float_of(bits_f32(q) + ((uint32_t)k << 23));
-    return kl_sum_f32(p, q, q_near, (float)k, p - q_near); /* the difference is exact */
+    *d = p - q_near; /* exact */
+    kl_cut_near_f32(p, q, q_near, (float)k, *d, w, near, far);
+}
+
+VMATH float kl_term_f32(float p, float q) {
+    float w, d, near, far;
+    kl_cut_f32(p, q, &w, &d, &near, &far);
+    return kl_join_f32(p, w, d, near, far);
 }
 
 /* k + 2048 as octaves_f32 has it: biased, that is by 2^63, for AVX2 shifts 64 bits only without their sign. */
 VMATH uint64_t octaves_f64(double p, double q) {
-    const double p_normal = p < 0x1p-1021 ? 0x1p-1021 : p;
+    const double p_normal = KL_LEAST_F64 > p ? KL_LEAST_F64 : p;
     return (bits_f64(p_normal) - bits_f64(q) + (251ull << 43) + (1ull << 63)) >> 52;
 }
 
@@ -347,16 +466,26 @@ VMATH double atanh_tail_f64(double z) {
     return FMA_F64(r, z, KL_F64[0]);
 }
 
-VMATH double kl_sum_f64(double p, double q, double q_near, double k, double d) {
-    const double w = d / (p + q_near);
+VMATH void kl_cut_near_f64(double p, double q, double q_near, double k, double d, double *w, double *near, double *far) {
+    *w = d / (p + q_near);
+#if HAS_FMA
+    /* Both products with k are exact or small; ln2 in one piece would cost 2 eps where k is 1 and the parts cancel. */
+    *near = FMA_F64(p, k * LN2_HI_F64, q - q_near);
+    *far = k * LN2_LO_F64;
+#else
+    /* k LN2_14BIT has 25 bits. */
+    *near = fma_short_f64(p, k * LN2_14BIT_F64, q - q_near);
+    *far = k * LN2_REST_F64;
+#endif
+}
+
+VMATH double kl_join_f64(double p, double w, double d, double near, double far) {
     const double z = w * w;
     const double slope = FMA_F64(p * z, atanh_tail_f64(z), d);
 #if HAS_FMA
-    /* Both products with k are exact or small; ln2 in one piece would cost 2 eps where k is 1 and the parts cancel. */
-    return FMA_F64(p, k * LN2_LO_F64, FMA_F64(w, slope, FMA_F64(p, k * LN2_HI_F64, q - q_near)));
+    return FMA_F64(p, far, FMA_F64(w, slope, near));
 #else
-    /* k LN2_14BIT has 25 bits. */
-    return fma_short_f64(p, k * LN2_14BIT_F64, q - q_near) + (w * slope + p * (k * LN2_REST_F64));
+    return near + (w * slope + p * far);
 #endif
 }
 
@@ -365,10 +494,17 @@ VMATH double kl_sum_f64(double p, double q, double q_near, double k, double d) {
  * Domain: 0 <= p < 2^100, denormals included; 2^-960 <= q <= 2^960; NaN in either. Outside: unspecified.
  * Error: 2.6 eps (2.7), where the result exceeds 2^-968.
  * p = 0: q exactly; p = q: +0 exactly; NaN in either: NaN. Never negative. */
-VMATH double kl_term_f64(double p, double q) {
+VMATH void kl_cut_f64(double p, double q, double *w, double *d, double *near, double *far) {
     const uint64_t kb = octaves_f64(p, q);
     const double q_near = double_of(bits_f64(q) + (kb << 52) - (1ull << 63));
-    return kl_sum_f64(p, q, q_near, double_from_u52(kb) - 2048.0, p - q_near);
+    *d = p - q_near;
+    kl_cut_near_f64(p, q, q_near, double_of(kb | bits_f64(0x1p52)) - (0x1p52 + 2048.0), *d, w, near, far);
+}
+
+VMATH double kl_term_f64(double p, double q) {
+    double w, d, near, far;
+    kl_cut_f64(p, q, &w, &d, &near, &far);
+    return kl_join_f64(p, w, d, near, far);
 }
 
 /* 2^n for an integer n in [-1022, 1023]. */
@@ -444,17 +580,31 @@ VMATH double xlogy_any_f64(double x, double y) {
  * Symmetric functions are so to the bit, with d changing its sign. */
 
 /* The KL term of p and q where p - q is known as d. See kl_term_f32. */
-VMATH float kl_term_by_f32(float p, float q, float d) {
+VMATH void kl_cut_by_f32(float p, float q, float p_less_q, float *w, float *d, float *near, float *far) {
     const int32_t k = octaves_f32(p, q);
     const float q_near = float_of(bits_f32(q) + ((uint32_t)k << 23));
-    return kl_sum_f32(p, q, q_near, (float)k, k == 0 ? d : p - q_near);
+    *d = k == 0 ? p_less_q : p - q_near;
+    kl_cut_near_f32(p, q, q_near, (float)k, *d, w, near, far);
 }
 
-VMATH double kl_term_by_f64(double p, double q, double d) {
+VMATH void kl_cut_by_f64(double p, double q, double p_less_q, double *w, double *d, double *near, double *far) {
     const uint64_t kb = octaves_f64(p, q);
     const double q_near = double_of(bits_f64(q) + (kb << 52) - (1ull << 63));
-    const double k = double_from_u52(kb) - 2048.0;
-    return kl_sum_f64(p, q, q_near, k, k == 0.0 ? d : p - q_near);
+    const double k = double_of(kb | bits_f64(0x1p52)) - (0x1p52 + 2048.0);
+    *d = kb == 2048u ? p_less_q : p - q_near; /* compared as integers: the units that multiply have enough to do */
+    kl_cut_near_f64(p, q, q_near, k, *d, w, near, far);
+}
+
+VMATH float kl_term_by_f32(float p, float q, float p_less_q) {
+    float w, d, near, far;
+    kl_cut_by_f32(p, q, p_less_q, &w, &d, &near, &far);
+    return kl_join_f32(p, w, d, near, far);
+}
+
+VMATH double kl_term_by_f64(double p, double q, double p_less_q) {
+    double w, d, near, far;
+    kl_cut_by_f64(p, q, p_less_q, &w, &d, &near, &far);
+    return kl_join_f64(p, w, d, near, far);
 }
 
 /* weight p log(p/m) + (1 - weight) q log(q/m), m = weight p + (1 - weight) q: the Jensen-Shannon term.
@@ -550,6 +700,85 @@ VMATH double kl_fall_f64(double t, double e) {
     q = FMA_F64(q, t, -1.0 / 6.0);
     q = FMA_F64(q, t, 1.0 / 2.0);
     return t < 0.5 ? q * t * t : (e - 1.0) + t;
+}
+
+/* x - n ln2, for an integer n below 2^8, to within a rounding of x. */
+VMATH float less_octaves_f32(float x, float n) {
+#if HAS_FMA
+    return FMA_F32(n, -LN2_F32, x);
+#else
+    return (n * -LN2_HI_F32 + x) + n * -LN2_LO_F32; /* n LN2_HI is exact */
+#endif
+}
+
+/* e^x, for weights that are divided by their sum.
+ *
+ * Domain: x <= 88, NaN.
+ * Error: 1.0 ulp (1.5) near 0, of smaller ones 0.03 (0.7) for each unit of -x more.
+ * exp_weight(0) = 1 exactly; below -87: +0; NaN: NaN. */
+VMATH float exp_weight_f32(float x) {
+    const float magic = 0x1.8p23f + 127.0f;
+    const float t = FMA_F32(x, LOG2E_F32, magic);
+    const float n = t - magic;
+    const float r = less_octaves_f32(x, n);
+    float q = EXP_F32[4];
+    q = FMA_F32(q, r, EXP_F32[3]);
+    q = FMA_F32(q, r, EXP_F32[2]);
+    q = FMA_F32(q, r, EXP_F32[1]);
+    q = FMA_F32(q, r, EXP_F32[0]);
+    const float y = exp_sum_f32(r, q) * float_of(bits_f32(t) << 23);
+    return x < -87.0f ? 0.0f : y;
+}
+
+/* exp(-z) - 1 + z: what a unit of p adds to the KL divergence, z = log(p/q).
+ *
+ * Domain: z >= -40, NaN (double: z >= -600); below, unspecified.
+ * Error: 11.3 eps (12.6), just outside log(2)/2; 2.4 eps (2.4) inside. 0: +0; inf: inf; NaN: NaN. */
+VMATH float kl_excess_f32(float z) {
+    /* As in exp_weight_f32. Where n is 0, r^2 q is the result: what would cancel is not added. */
+    const float x = z < 80.0f ? z : 80.0f;
+    const float magic = 0x1.8p23f + 127.0f;
+    const float t = FMA_F32(x, -LOG2E_F32, magic);
+    const float n = t - magic;
+    const float r = less_octaves_f32(-x, n);
+    float q = EXCESS_F32[4];
+    q = FMA_F32(q, r, EXCESS_F32[3]);
+    q = FMA_F32(q, r, EXCESS_F32[2]);
+    q = FMA_F32(q, r, EXCESS_F32[1]);
+    q = FMA_F32(q, r, EXCESS_F32[0]);
+    const float e = exp_sum_f32(r, q) * float_of(bits_f32(t) << 23);
+    const float near = r * r * q, far = (e - 1.0f) + z;
+    return n == 0.0f ? near : far;
+}
+
+VMATH double kl_excess_f64(double z) {
+    const double x = z < 600.0 ? z : 600.0;
+    const double magic = 0x1.8p52 + 1023.0;
+    const double t = FMA_F64(x, -LOG2E_F64, magic);
+    const double n = t - magic;
+    const double a = FMA_F64(n, -LN2_HI_F64, -x); /* exact */
+    const double r = FMA_F64(n, -LN2_LO_F64, a);
+    double q = EXCESS_F64[9];
+    q = FMA_F64(q, r, EXCESS_F64[8]);
+    q = FMA_F64(q, r, EXCESS_F64[7]);
+    q = FMA_F64(q, r, EXCESS_F64[6]);
+    q = FMA_F64(q, r, EXCESS_F64[5]);
+    q = FMA_F64(q, r, EXCESS_F64[4]);
+    q = FMA_F64(q, r, EXCESS_F64[3]);
+    q = FMA_F64(q, r, EXCESS_F64[2]);
+    q = FMA_F64(q, r, EXCESS_F64[1]);
+    q = FMA_F64(q, r, EXCESS_F64[0]);
+    const double e = exp_sum_f64(r, q) * double_of(bits_f64(t) << 52);
+    const double near = r * r * q, far = (e - 1.0) + z;
+    return n == 0.0 ? near : far;
+}
+
+/* y - log(1 + y), for 1 + y in [sqrt(1/2), sqrt(2)], NaN.
+ *
+ * Error: 2.5 eps. 0: +0; never negative. */
+VMATH double log1p_gap_f64(double y) {
+    const double half_square = 0.5 * y * y;
+    return half_square - log_mantissa_f64(y / (2.0 + y), half_square);
 }
 
 /* 1 - e - t e, for t >= 0, e = exp(-t), fall = e - 1 + t, rest = 1 - e.
