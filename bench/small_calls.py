@@ -33,15 +33,18 @@ def empty_like(function: Callable[..., Any]) -> Callable[..., None]:
 
 
 def compiled_part(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the call of the compiled ``run`` that a call makes."""
+    """Return the call of a compiled entry that a call makes."""
     seen: list[partial[Any]] = []
     tier = _kernels.active
 
-    def run(*arguments: Any) -> Any:
-        seen.append(partial(tier.run, *arguments))
-        return seen[-1]()
+    def watched(entry: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **told: Any) -> Any:
+            seen.append(partial(getattr(tier, entry), *arguments, **told))
+            return seen[-1]()
 
-    _kernels.active = SimpleNamespace(run=run)
+        return run
+
+    _kernels.active = SimpleNamespace(run=watched("run"), of_order=watched("of_order"))
     try:
         call()
     finally:
