@@ -236,12 +236,15 @@ cdef inline void keep_state(const State* st, Py_ssize_t j, Sums* a) noexcept nog
 
 
 cdef void read_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* like) noexcept nogil:
-    """The labels of some rows and their logits."""
+    """The labels of some rows and their logits, which are asked for all at once: each is far from the others."""
     cdef Py_ssize_t i
     cdef real x = 0
     for i in range(rows):
         a.index[i] = read_label(plan, row + i)
         a.label[i] = 0
+        if a.index[i] >= 0 and plan.operand[0].direct:
+            fk_prefetch(row_pointer(plan, &plan.operand[0], row + i), a.index[i] * sizeof(real), 1)
+    for i in range(rows):
         if a.index[i] >= 0:
             fetch[real](plan, &plan.operand[0], row + i, 1, a.index[i], 1, &x, 1, 1, <real>-INFINITY)
             a.label[i] = x
