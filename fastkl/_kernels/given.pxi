@@ -687,7 +687,7 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
     cdef double m_lo[LANES]
     cdef Py_ssize_t i = 0, whole = count - (at[0] >= 0)     # the tail is the only vector that is patched
     cdef real farthest[LANES]
-    cdef int j, step
+    cdef int j, step, far
     cdef const real* v0
     cdef const real* v1
     cdef const real* v2
@@ -740,7 +740,10 @@ cdef loop near_lanes(const real* a, const real* b, Py_ssize_t count, const real*
                 r[j] = e0 * kl_excess(z0)
                 a_top[j] = larger(v0[j], a_top[j])
                 farthest[j] = -z0
-        if fold_max(farthest) > most:
+        far = 0
+        for j in range(LANES):
+            far |= farthest[j] > most
+        if far:
             for j in range(LANES):
                 z0 = near_term(v0[j], y0[j], ma[j], c[j])
                 z1 = near_term(v1[j], y1[j], ma[j], c[j])
