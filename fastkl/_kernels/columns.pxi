@@ -622,9 +622,15 @@ cdef inline void add_to_lane(const real* s, Py_ssize_t width, double* t, double*
 
 
 cdef inline void add_terms(real* terms, Py_ssize_t vectors, Py_ssize_t width, double* t, double* t_lo) noexcept nogil:
-    """add_strip of a lane: a run's terms are added in the data's type, fewer go over one by one."""
+    """What the loops of divergence.pxi do with a run of a lane: in float its terms are added one after another, in double as
+    add_strip has it, in pairs where there are RUN and else one by one."""
     cdef Py_ssize_t k, w
-    if vectors == RUN:
+    if real is float:
+        for k in range(1, vectors):
+            for w in range(width):
+                terms[w] += terms[k * WIDE + w]
+        vectors = 1
+    elif vectors == RUN:
         for w in range(width):
             terms[w] = (terms[w] + terms[WIDE + w]) + (terms[2 * WIDE + w] + terms[3 * WIDE + w])
         vectors = 1
