@@ -29,12 +29,13 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
         if plan.op >= ENTROPY:
             pairs_across[real](plan, row, first, n, next, &a, scratch)
         elif plan.op == SOFTMAX:
-            target = gapless(plan, &plan.out, row, LANES, x)
+            if not plan.stream:
+                target = gapless(plan, &plan.out, row, LANES, x)
             softmax_across[real](x, classes, next, target)
         else:
             if plan.has_labels:
                 take_labels[real](plan, row + first, n, x, &a, first)
-            if plan.op == LOG_SOFTMAX:
+            if plan.op == LOG_SOFTMAX and not plan.stream:
                 target = gapless(plan, &plan.out, row, LANES, x)
             logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, next, target, &a, first)
             if plan.op == LOG_SOFTMAX:
@@ -45,7 +46,21 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
         return
     if plan.has_mask:
         mask_out[real](plan, row, rows, 0, classes, x, 1, LANES, 0)
-    put[real](plan, row, rows, 0, classes, x, 1, LANES)
+    target = gapless(plan, &plan.out, row, rows, x)
+    if not plan.stream or target == NULL:
+        put[real](plan, row, rows, 0, classes, x, 1, LANES)
+        return
+    stream_tile[real](x, classes, rows, x + classes * LANES, target)
+    #fk_stream_end()
+
+
+cdef void stream_tile(const real* x, Py_ssize_t classes, Py_ssize_t rows, real* rows_of_it, char* target) noexcept nogil:
+    """Store a tile of short rows non-temporally: its rows, turned back, are one stretch of the array."""
+    if real is float:
+        fk_spread_f32(rows_of_it, classes, x, LANES, classes, rows)
+    else:
+        fk_spread_f64(rows_of_it, classes, x, LANES, classes, rows)
+    fk_stream(target, <const char*>rows_of_it, rows * classes * sizeof(real))
 
 
 cdef void pairs_across(Plan* plan, Py_ssize_t row, Py_ssize_t first, Py_ssize_t rows, const char* p_next, Sums* a,
@@ -503,11 +518,11 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     chunks = (plan.classes + CHUNK - 1) // CHUNK
     # A row that is still in the second-level cache when its results are stored had their lines prefetched meanwhile, which
     # costs less than streaming them.
-    if plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT:
+    if not across and (plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT):
         plan.stream = False
     if across:
         size = LANES if maps else TILE
-        stride = plan.operands * plan.classes * LANES
+        stride = (2 if plan.stream else plan.operands) * plan.classes * LANES
     else:
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
         size = 1 if size < 1 else (TILE if size > TILE else size)

@@ -256,6 +256,14 @@ cdef inline const real* vector_at(const real* x, Py_ssize_t i, const real* patch
     return x + i * LANES
 
 
+cdef inline Py_ssize_t next_patch(Py_ssize_t i, Py_ssize_t count, const Py_ssize_t* at) noexcept nogil:
+    """The first vector from i on that is patched, or count."""
+    cdef int k
+    for k in range(3):
+        count = at[k] if i <= at[k] < count else count
+    return count
+
+
 cdef inline real* open_patch(const real* x, Py_ssize_t n, Py_ssize_t i, real absent, real* patch,
                              Py_ssize_t* at) noexcept nogil:
     """Return the patch of vector i, made from memory (absent past the row's end) unless it is there already."""
@@ -269,7 +277,9 @@ cdef inline real* open_patch(const real* x, Py_ssize_t n, Py_ssize_t i, real abs
     if at[k] < 0:
         at[k] = i
         for j in range(LANES):
-            w[j] = v[j] if j < rest else absent
+            w[j] = absent
+        for j in range(rest if rest < LANES else LANES):
+            w[j] = v[j]
     return w
 
 

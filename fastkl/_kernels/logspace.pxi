@@ -6,70 +6,101 @@
 # log1p((c - 1) + s), right to the last digit also where that element dominates (LSE([0, -40]) is 4.2e-18).
 
 
-cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, real* out) noexcept nogil:
-    """Maximum of each lane; NaNs are passed over here and carried by the sum."""
-    cdef real top[LANES]
-    cdef Py_ssize_t i
+cdef inlined raise_tops(const real* v, real* top) noexcept nogil:
+    """Keep the larger of a vector's elements and the lanes' maxima; NaNs are passed over here and carried by the sum."""
     cdef int j
-    cdef const real* v
+    for j in range(LANES):
+        top[j] = larger(v[j], top[j])
+
+
+cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, real* out) noexcept nogil:
+    """Maximum of each lane."""
+    cdef real top[LANES]
+    cdef Py_ssize_t i = 0, stop
+    cdef int j
     for j in range(LANES):
         top[j] = -INFINITY
-    for i in range(count):
-        v = vector_at(x, i, patch, at)
-        for j in range(LANES):
-            top[j] = v[j] if v[j] > top[j] else top[j]
+    while i < count:
+        stop = next_patch(i, count, at)
+        while i < stop:
+            raise_tops(x + i * LANES, top)
+            i += 1
+        if i < count:
+            raise_tops(vector_at(x, i, patch, at), top)
+            i += 1
     for j in range(LANES):
         out[j] = top[j]
 
 
-cdef inline void exp_strip(const real* x, Py_ssize_t n, real m, real* r, real* scale) noexcept nogil:
-    """r = 2^64 exp(x - m) of a strip."""
-    cdef Py_ssize_t j
-    for j in range(n):
-        exp_cut(x[j] - m, &r[j], &scale[j])
-    for j in range(n):
-        r[j] = exp_join(r[j], scale[j])
+cdef inlined join_strip(real* e, const real* scale, Py_ssize_t vectors) noexcept nogil:
+    """e = exp_join(e, scale) of a strip."""
+    cdef Py_ssize_t j, k
+    if real is float:
+        for j in range(vectors * LANES):
+            e[j] = exp_join(e[j], scale[j])
+        return
+    # Long chains: a loop over a vector inside a loop over vectors makes gcc take the steps of a vector's lanes in turns, and
+    # few wait for the one before.
+    for k in range(vectors):
+        for j in range(LANES):
+            e[k * LANES + j] = exp_join(e[k * LANES + j], scale[k * LANES + j])
 
 
-cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, const real* reference,
-                        double* sums, real* tops, const char* next, char* target) noexcept nogil:
-    """Per lane: 2^64 times the sum of exp(x - reference), which is the same for all lanes, and the maximum. What will be
-    read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
-    cdef real spare[STRIP]
-    cdef real exps[STRIP]
-    cdef real scale[STRIP]
-    cdef real top[LANES]
-    cdef double t[LANES]
-    cdef Py_ssize_t i = 0, k, vectors, n
+cdef inlined exp_strip(const real* x, Py_ssize_t first, Py_ssize_t vectors, const real* patch, const Py_ssize_t* at,
+                       const real* m, real* top, real* e, real* scale, const char* next, char* target) noexcept nogil:
+    """e = 2^64 exp(x - m), m a lane, of a strip: vectors first .. first + vectors; top: the lanes' maxima so far. What will
+    be read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
+    cdef Py_ssize_t k
     cdef int j
     cdef const real* v
-    cdef const real* e
+    for k in range(vectors):
+        v = vector_at(x, first + k, patch, at)
+        fk_prefetch(next, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
+        fk_prefetch_write(target, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
+        for j in range(LANES):
+            exp_cut(v[j] - m[j], &e[k * LANES + j], &scale[k * LANES + j])
+        if top != NULL:
+            raise_tops(v, top)
+    join_strip(e, scale, vectors)
+
+
+cdef inlined add_exps(const real* e, Py_ssize_t vectors, double* t) noexcept nogil:
+    """Add a strip's exponentials to the lanes' sums."""
+    cdef Py_ssize_t k = 0
+    cdef int j
+    while k + RUN <= vectors:
+        for j in range(LANES):
+            t[j] += (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j])
+        e += RUN * LANES
+        k += RUN
+    while k < vectors:
+        for j in range(LANES):
+            t[j] += e[j]
+        e += LANES
+        k += 1
+
+
+cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
+                        double* sums, real* tops, const char* next, char* target) noexcept nogil:
+    """Per lane: 2^64 times the sum of exp(x - m), but for the element `hole`, and the maximum, of that element too. For
+    `next` and `target` see exp_strip."""
+    cdef real exps[STRIP]
+    cdef real scale[STRIP]
+    cdef real reference[LANES]
+    cdef real top[LANES]
+    cdef double t[LANES]
+    cdef Py_ssize_t i = 0, vectors
+    cdef int j
     for j in range(LANES):
+        reference[j] = m
         top[j] = -INFINITY
         t[j] = 0
     while i < count:
-        vectors = STRIP // LANES if count - i > STRIP // LANES else count - i
-        n = vectors * LANES
-        v = strip_at(x, i, vectors, patch, at, spare)
-        fk_prefetch(next, i * LANES * sizeof(real), n * sizeof(real))
-        fk_prefetch_write(target, i * LANES * sizeof(real), n * sizeof(real))
-        exp_strip(v, n, reference[0], exps, scale)
-        e = exps
-        k = 0
-        while k + RUN <= vectors:
-            for j in range(LANES):
-                t[j] += (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j])
-                top[j] = larger(larger(larger(v[j], v[LANES + j]), larger(v[2 * LANES + j], v[3 * LANES + j])), top[j])
-            e += RUN * LANES
-            v += RUN * LANES
-            k += RUN
-        while k < vectors:
-            for j in range(LANES):
-                t[j] += e[j]
-                top[j] = larger(v[j], top[j])
-            e += LANES
-            v += LANES
-            k += 1
+        vectors = strip_size(count - i)
+        exp_strip(x, i, vectors, patch, at, reference, top, exps, scale, next, target)
+        if i * LANES <= hole < (i + vectors) * LANES:
+            exps[hole - i * LANES] = 0
+        add_exps(exps, vectors, t)
         i += vectors
     for j in range(LANES):
         sums[j] = t[j]
@@ -82,48 +113,49 @@ cdef inline real fall(real m, real x) noexcept nogil:
     return 1000 if d > 1000 else d
 
 
-cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
-                           const real* reference, double* sums, double* moments, real* tops,
-                           const char* next) noexcept nogil:
-    """exp_sum_lanes, the sums to the same bits, and per lane 2^64 times the sum of (reference - x) exp(x - reference)."""
-    cdef real spare[STRIP]
+cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
+                           double* sums, double* moments, real* tops, const char* next) noexcept nogil:
+    """exp_sum_lanes, the sums to the same bits, and per lane 2^64 times the sum of (m - x) exp(x - m)."""
     cdef real exps[STRIP]
     cdef real scale[STRIP]
+    cdef real reference[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
     cdef double w[LANES]
-    cdef real m = reference[0]
-    cdef Py_ssize_t i = 0, k, vectors, n
+    cdef Py_ssize_t i = 0, k, vectors
     cdef int j
-    cdef const real* v
     cdef const real* e
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
     for j in range(LANES):
+        reference[j] = m
         top[j] = -INFINITY
         t[j] = w[j] = 0
     while i < count:
-        vectors = STRIP // LANES if count - i > STRIP // LANES else count - i
-        n = vectors * LANES
-        v = strip_at(x, i, vectors, patch, at, spare)
-        fk_prefetch(next, i * LANES * sizeof(real), n * sizeof(real))
-        exp_strip(v, n, m, exps, scale)
+        vectors = strip_size(count - i)
+        exp_strip(x, i, vectors, patch, at, reference, top, exps, scale, next, NULL)
+        if i * LANES <= hole < (i + vectors) * LANES:
+            exps[hole - i * LANES] = 0
+        add_exps(exps, vectors, t)
         e = exps
         k = 0
         while k + RUN <= vectors:
+            v0 = vector_at(x, i + k, patch, at)
+            v1 = vector_at(x, i + k + 1, patch, at)
+            v2 = vector_at(x, i + k + 2, patch, at)
+            v3 = vector_at(x, i + k + 3, patch, at)
             for j in range(LANES):
-                t[j] += (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j])
-                w[j] += ((fall(m, v[j]) * e[j] + fall(m, v[LANES + j]) * e[LANES + j])
-                         + (fall(m, v[2 * LANES + j]) * e[2 * LANES + j] + fall(m, v[3 * LANES + j]) * e[3 * LANES + j]))
-                top[j] = larger(larger(larger(v[j], v[LANES + j]), larger(v[2 * LANES + j], v[3 * LANES + j])), top[j])
+                w[j] += ((fall(m, v0[j]) * e[j] + fall(m, v1[j]) * e[LANES + j])
+                         + (fall(m, v2[j]) * e[2 * LANES + j] + fall(m, v3[j]) * e[3 * LANES + j]))
             e += RUN * LANES
-            v += RUN * LANES
             k += RUN
         while k < vectors:
+            v0 = vector_at(x, i + k, patch, at)
             for j in range(LANES):
-                t[j] += e[j]
-                w[j] += fall(m, v[j]) * e[j]
-                top[j] = larger(v[j], top[j])
+                w[j] += fall(m, v0[j]) * e[j]
             e += LANES
-            v += LANES
             k += 1
         i += vectors
     for j in range(LANES):
@@ -285,15 +317,14 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real tops[LANES]
-    cdef real m[LANES]
     cdef double sums[LANES]
     cdef double moment[LANES]
-    cdef Py_ssize_t count = lay_block(x, n, hole, patch, at), i
+    cdef Py_ssize_t count = lay_block(x, n, hole, patch, at), i, top_at
     cdef int j, above
     cdef real top, limit
     while True:
-        if st.top_at >= 0:
-            open_patch(x, n, st.top_at // LANES, <real>-INFINITY, patch, at)[st.top_at % LANES] = -INFINITY
+        top_at = st.top_at
+        if top_at >= 0:
             st.c = 1
             st.top_at = -1
         if st.m == INFINITY:
@@ -304,12 +335,10 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
                     st.s = NAN
             return
         limit = <real>(st.m + 1)
-        for j in range(LANES):
-            m[j] = <real>st.m
         if moments:
-            exp_moment_lanes(x, count, patch, at, m, sums, moment, tops, next)
+            exp_moment_lanes(x, count, top_at, patch, at, <real>st.m, sums, moment, tops, next)
         else:
-            exp_sum_lanes(x, count, patch, at, m, sums, tops, next, target)
+            exp_sum_lanes(x, count, top_at, patch, at, <real>st.m, sums, tops, next, target)
         above = 0
         for j in range(LANES):
             above |= tops[j] > limit
@@ -487,60 +516,47 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 # A softmax of at most CHUNK classes keeps its exponentials in the output and scales them there, each block by a factor of
 # its own. Longer rows, whose output would have left the cache, and log_softmax read the row a second time.
 
-cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* maxima, real* out, double* sums, const char* next,
-                          char* target) noexcept nogil:
-    """out = 2^64 exp(x - maximum) of n elements, out may be x; and its sum per lane, as if it were of more digits than the
-    data: small ones added to a 1 one after another would all be rounded the same way. What will be read `next` and the
-    lines of `target`, unless NULL, are prefetched."""
-    cdef real r[STRIP]
+cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const Py_ssize_t* at, real m, real* out,
+                          double* sums, const char* next, char* target) noexcept nogil:
+    """out = 2^64 exp(x - m) of n elements, out may be x; and its sum per lane, as if it were of more digits than the data:
+    small ones added to a 1 one after another would all be rounded the same way. For `next` and `target` see exp_strip."""
+    cdef real exps[STRIP]
     cdef real scale[STRIP]
-    cdef real m[LANES]
+    cdef real reference[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef Py_ssize_t i = 0, j, k, size
-    cdef const real* v
+    cdef Py_ssize_t i = 0, j, k, size, vectors, count = (n + LANES - 1) // LANES
+    cdef const real* e
+    cdef real* y
     for j in range(LANES):
-        m[j] = maxima[j]
+        reference[j] = m
         t[j] = t_lo[j] = 0
-    while i < n:
-        size = STRIP if n - i > STRIP else n - i
-        v = x + i
-        if size % LANES:
-            # The row's end: its last vector is filled up.
-            for j in range(size):
-                r[j] = v[j]
-            k = size + LANES - size % LANES
-            for j in range(size, k):
-                r[j] = -INFINITY
-            size = k
-            v = r
-        fk_prefetch(next, i * sizeof(real), size * sizeof(real))
-        for k in range(size // LANES):
-            for j in range(LANES):
-                exp_cut(v[k * LANES + j] - m[j], &r[k * LANES + j], &scale[k * LANES + j])
-        fk_prefetch_write(target, i * sizeof(real), size * sizeof(real))
-        for j in range(size & -LANES):     # a mask: gcc sees that no remainder is left
-            r[j] = exp_join(r[j], scale[j])
+    while i < count:
+        vectors = strip_size(count - i)
+        exp_strip(x, i, vectors, patch, at, reference, NULL, exps, scale, next, target)
+        e = exps
         k = 0
-        while k + RUN * LANES <= size:
+        while k + RUN <= vectors:
             for j in range(LANES):
                 if real is float:
-                    t[j] += (<double>(r[k + j] + r[k + LANES + j])
-                             + <double>(r[k + 2 * LANES + j] + r[k + 3 * LANES + j]))
+                    t[j] += <double>(e[j] + e[LANES + j]) + <double>(e[2 * LANES + j] + e[3 * LANES + j])
                 else:
-                    two_sum_add(&t[j], &t_lo[j], (r[k + j] + r[k + LANES + j])
-                                + (r[k + 2 * LANES + j] + r[k + 3 * LANES + j]))
-            k += RUN * LANES
-        while k < size:
+                    two_sum_add(&t[j], &t_lo[j], (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j]))
+            e += RUN * LANES
+            k += RUN
+        while k < vectors:
             for j in range(LANES):
                 if real is float:
-                    t[j] += r[k + j]
+                    t[j] += e[j]
                 else:
-                    two_sum_add(&t[j], &t_lo[j], r[k + j])
-            k += LANES
-        for j in range(size if size < n - i else n - i):
-            out[i + j] = r[j]
-        i += size
+                    two_sum_add(&t[j], &t_lo[j], e[j])
+            e += LANES
+            k += 1
+        y = out + i * LANES
+        size = vectors * LANES if (i + vectors) * LANES <= n else n - i * LANES
+        for j in range(size):
+            y[j] = exps[j]
+        i += vectors
     for j in range(LANES):
         sums[j] = t[j] + t_lo[j]
 
@@ -571,12 +587,11 @@ cdef struct SoftmaxRow:
 
 cdef void softmax_again(const real* x, Py_ssize_t n, Py_ssize_t b, const SoftmaxRow* row, real* y) noexcept nogil:
     """y = 2^64 exp(x - m[b]), the same bits as softmax_block's."""
-    cdef real m[LANES]
+    cdef real patch[3 * LANES]
+    cdef Py_ssize_t at[3]
     cdef double sums[LANES]
-    cdef int j
-    for j in range(LANES):
-        m[j] = <real>row.m[b]
-    exp_store_lanes(x, n, m, y, sums, NULL, NULL)
+    start_patches(x, n, <real>-INFINITY, patch, at)
+    exp_store_lanes(x, n, patch, at, <real>row.m[b], y, sums, NULL, NULL)
 
 
 cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* row, real* y, const char* next,
@@ -584,13 +599,12 @@ cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* r
     """y = 2^64 exp(x - m[b]), b being the block's number; y may be x."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
-    cdef real m[LANES]
+    cdef real tops[LANES]
     cdef double sums[LANES]
     cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at)
-    cdef int j
     cdef real top
-    max_lanes(x, count, patch, at, m)
-    top = fold_max(m)
+    max_lanes(x, count, patch, at, tops)
+    top = fold_max(tops)
     if b == 0:
         row.m[0] = lowest(top) if top == -INFINITY else top
         row.s = 0
@@ -599,9 +613,7 @@ cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* r
         row.s *= exp_up_f64(row.m[b - 1] - top) * FK_DOWN
     else:
         row.m[b] = row.m[b - 1]
-    for j in range(LANES):
-        m[j] = <real>row.m[b]
-    exp_store_lanes(x, n, m, y, sums, next, target)
+    exp_store_lanes(x, n, patch, at, <real>row.m[b], y, sums, next, target)
     row.s += fold_sum(sums)
 
 

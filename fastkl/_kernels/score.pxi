@@ -42,29 +42,24 @@ cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments,
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real tops[LANES]
-    cdef real m[LANES]
     cdef real column[VECTORS]
     cdef double sums[LANES]
     cdef double kept[LANES]
     cdef double moment[LANES]
     cdef Py_ssize_t count, i
     cdef int j, above = 0
-    cdef real limit
+    cdef real limit, m = <real>full.m
     cdef double lane
     if full.m != rest.m or full.top_at != rest.top_at or full.m == INFINITY or full.top_at == hole >= 0:
         logsumexp_block(x, n, <Py_ssize_t>-1, moments, next, NULL, full)
         logsumexp_block(x, n, hole, False, NULL, NULL, rest)
         return
     count = lay_block(x, n, <Py_ssize_t>-1, patch, at)
-    if full.top_at >= 0:
-        open_patch(x, n, full.top_at // LANES, <real>-INFINITY, patch, at)[full.top_at % LANES] = -INFINITY
     limit = <real>(full.m + 1)
-    for j in range(LANES):
-        m[j] = <real>full.m
     if moments:
-        exp_moment_lanes(x, count, patch, at, m, sums, moment, tops, next)
+        exp_moment_lanes(x, count, full.top_at, patch, at, m, sums, moment, tops, next)
     else:
-        exp_sum_lanes(x, count, patch, at, m, sums, tops, next, NULL)
+        exp_sum_lanes(x, count, full.top_at, patch, at, m, sums, tops, next, NULL)
     for j in range(LANES):
         above |= tops[j] > limit
     if above:     # a new reference: rare enough to begin again
@@ -74,13 +69,13 @@ cdef void sums_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments,
     for j in range(LANES):
         kept[j] = sums[j]
     if hole >= 0:
-        for i in range(VECTORS):
-            column[i] = -INFINITY
         for i in range(count):
-            if i != hole // LANES:
-                column[i] = vector_at(x, i, patch, at)[hole % LANES]
-        for j in range(VECTORS):
-            column[j] = exp_up(column[j] - m[0])
+            column[i] = vector_at(x, i, patch, at)[hole % LANES]
+        column[hole // LANES] = -INFINITY
+        if full.top_at >= 0 and full.top_at % LANES == hole % LANES:
+            column[full.top_at // LANES] = -INFINITY
+        for i in range(count):
+            column[i] = exp_up(column[i] - m)
         lane = 0
         i = 0
         while i + RUN <= count:     # in the order of exp_sum_lanes
