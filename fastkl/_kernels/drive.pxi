@@ -11,7 +11,7 @@ cdef extern from "stdlib.h" nogil:
 # ---- short rows: LANES at a time, a lane a row ----------------------------------------------------------------------------
 
 cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
-    """Up to TILE rows; for softmax and log_softmax up to LANES. What the next rows hold is prefetched inside the loops that
+    """Up to TILE rows; of softmax and log_softmax any number. What the next rows hold is prefetched inside the loops that
     compute, and so are the lines that the result will fill: memory and arithmetic overlap."""
     cdef Sums a
     cdef Py_ssize_t classes = plan.classes, first = 0, n, j
@@ -19,6 +19,7 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
     cdef const char* next
     cdef char* target = NULL
     cdef real absent = absent_element[real](plan, 0, NULL)
+    cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
     while first < rows:
         n = LANES if first + LANES < rows else rows - first
         if n < LANES:
@@ -26,41 +27,42 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
                 x[j] = absent
         fetch[real](plan, &plan.operand[0], row + first, n, 0, classes, x, 1, LANES, absent)
         next = gapless(plan, &plan.operand[0], row + first + LANES, LANES, x)
+        if maps and not plan.stream:
+            target = gapless(plan, &plan.out, row + first, LANES, x)
         if plan.op >= ENTROPY:
             pairs_across[real](plan, row, first, n, next, &a, scratch)
         elif plan.op == SOFTMAX:
-            if not plan.stream:
-                target = gapless(plan, &plan.out, row, LANES, x)
             softmax_across[real](x, classes, next, target)
+        elif plan.op == LOG_SOFTMAX:
+            logsumexp_across[real](x, classes, False, next, target, &a, 0)
+            log_softmax_across[real](x, classes, &a)
         else:
             if plan.has_labels:
                 take_labels[real](plan, row + first, n, x, &a, first)
-            if plan.op == LOG_SOFTMAX and not plan.stream:
-                target = gapless(plan, &plan.out, row, LANES, x)
-            logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, next, target, &a, first)
-            if plan.op == LOG_SOFTMAX:
-                log_softmax_across[real](x, classes, &a)
+            logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, next, NULL, &a, first)
+        if maps:
+            put_tile[real](plan, row + first, n, x, scratch + classes * LANES)
         first += LANES
-    if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
+    if not maps:
         finish_rows[real](plan, row, rows, &a, scratch)
-        return
+    elif plan.stream:
+        fk_stream_end()
+
+
+cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real* turned) noexcept nogil:
+    """Store a tile of short rows. What is stored non-temporally is turned back first: whole lines, one after another."""
+    cdef Py_ssize_t classes = plan.classes
+    cdef char* target = gapless(plan, &plan.out, row, rows, tile)
     if plan.has_mask:
-        mask_out[real](plan, row, rows, 0, classes, x, 1, LANES, 0)
-    target = gapless(plan, &plan.out, row, rows, x)
+        mask_out[real](plan, row, rows, 0, classes, tile, 1, LANES, 0)
     if not plan.stream or target == NULL:
-        put[real](plan, row, rows, 0, classes, x, 1, LANES)
+        put[real](plan, row, rows, 0, classes, tile, 1, LANES)
         return
-    stream_tile[real](x, classes, rows, x + classes * LANES, target)
-    #fk_stream_end()
-
-
-cdef void stream_tile(const real* x, Py_ssize_t classes, Py_ssize_t rows, real* rows_of_it, char* target) noexcept nogil:
-    """Store a tile of short rows non-temporally: its rows, turned back, are one stretch of the array."""
     if real is float:
-        fk_spread_f32(rows_of_it, classes, x, LANES, classes, rows)
+        fk_spread_f32(turned, classes, tile, LANES, classes, rows)
     else:
-        fk_spread_f64(rows_of_it, classes, x, LANES, classes, rows)
-    fk_stream(target, <const char*>rows_of_it, rows * classes * sizeof(real))
+        fk_spread_f64(turned, classes, tile, LANES, classes, rows)
+    fk_stream(target, <const char*>turned, rows * classes * sizeof(real))
 
 
 cdef void pairs_across(Plan* plan, Py_ssize_t row, Py_ssize_t first, Py_ssize_t rows, const char* p_next, Sums* a,
@@ -516,14 +518,19 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     if rows <= 0 or (maps and plan.classes == 0):
         return 0
     chunks = (plan.classes + CHUNK - 1) // CHUNK
-    # A row that is still in the second-level cache when its results are stored had their lines prefetched meanwhile, which
-    # costs less than streaming them.
-    if not across and (plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT):
-        plan.stream = False
     if across:
+        # Only a softmax of floats waits for memory more than the detour costs that streaming takes here.
+        plan.stream = plan.stream and plan.op == SOFTMAX and real is float
         size = LANES if maps else TILE
-        stride = (2 if plan.stream else plan.operands) * plan.classes * LANES
+        stride = plan.operands * plan.classes * LANES
+        if plan.stream:
+            size *= 1 + STREAMED // (LANES * plan.classes * <Py_ssize_t>sizeof(real))
+            stride *= 2
     else:
+        # A row that is still in the second-level cache when its results are stored had their lines prefetched meanwhile,
+        # which costs less than streaming them.
+        if plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT:
+            plan.stream = False
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
         size = 1 if size < 1 else (TILE if size > TILE else size)
         stride = 0

@@ -111,6 +111,7 @@ cdef enum:
     SPAN = 4112      # from one row of a block to the next in scratch: 4096 would put all of them into one set of the cache
     BLOCKS = 32      # in a chunk
     CHUNK = 131072   # = BLOCKS * BLOCK: elements of a row that one thread takes at a time; chunks are merged in order
+    STREAMED = 65536 # bytes of short rows' results stored before a fence, which costs as much as storing some of them
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds

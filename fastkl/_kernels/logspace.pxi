@@ -169,6 +169,8 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
     """Per lane, where the maximum is known: the sum of exp(x - maximum) over the elements below it, the number of those
     that equal it, and if asked the sum of (maximum - x) exp(x - maximum). What will be read `next`
     and the lines of `target`, unless NULL, are prefetched meanwhile."""
+    cdef real exps[STRIP]
+    cdef real scale[STRIP]
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real u[LANES]
@@ -176,40 +178,40 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
     cdef double w[LANES]
     cdef uint32_t hits32[LANES]
     cdef uint64_t hits64[LANES]
-    cdef Py_ssize_t i = 0, stop
+    cdef Py_ssize_t at[3]
+    cdef Py_ssize_t i = 0, k, vectors, stop
     cdef int j
     cdef const real* v
-    cdef real e
+    cdef const real* e
+    at[0] = at[1] = at[2] = -1
     for j in range(LANES):
         m[j] = maxima[j]
         t[j] = w[j] = 0
         hits32[j] = hits64[j] = 0
     while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = u[j] = 0
-        while i < stop:
-            v = x + i * LANES
-            fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch_write(target, i * LANES * sizeof(real), LANES * sizeof(real))
-            if moments:
-                for j in range(LANES):
-                    e = exp_up(v[j] - m[j])
-                    s[j] += 0 if v[j] == m[j] else e
-                    u[j] += fall(m[j], v[j]) * e
-            else:
-                for j in range(LANES):
-                    e = exp_up(v[j] - m[j])
-                    s[j] += 0 if v[j] == m[j] else e
+        vectors = strip_size(count - i)
+        exp_strip(x, i, vectors, x, at, m, NULL, exps, scale, next, target)
+        k = 0
+        while k < vectors:
+            stop = k + RUN if k + RUN < vectors else vectors
             for j in range(LANES):
-                if real is float:
-                    hits32[j] += v[j] == m[j]
-                else:
-                    hits64[j] += v[j] == m[j]
-            i += 1
-        for j in range(LANES):
-            t[j] += s[j]
-            w[j] += u[j]
+                s[j] = u[j] = 0
+            while k < stop:
+                v = x + (i + k) * LANES
+                e = exps + k * LANES
+                for j in range(LANES):
+                    s[j] += 0 if v[j] == m[j] else e[j]
+                    if moments:
+                        u[j] += fall(m[j], v[j]) * e[j]
+                    if real is float:
+                        hits32[j] += v[j] == m[j]
+                    else:
+                        hits64[j] += v[j] == m[j]
+                k += 1
+            for j in range(LANES):
+                t[j] += s[j]
+                w[j] += u[j]
+        i += vectors
     for j in range(LANES):
         sums[j] = t[j] * FK_DOWN
         moment[j] = w[j] * FK_DOWN
@@ -554,8 +556,13 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const 
             k += 1
         y = out + i * LANES
         size = vectors * LANES if (i + vectors) * LANES <= n else n - i * LANES
-        for j in range(size):
-            y[j] = exps[j]
+        if size < vectors * LANES:
+            for j in range(size):
+                y[j] = exps[j]
+        else:
+            for k in range(vectors):
+                for j in range(LANES):
+                    y[k * LANES + j] = exps[k * LANES + j]
         i += vectors
     for j in range(LANES):
         sums[j] = t[j] + t_lo[j]
@@ -620,10 +627,15 @@ cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* r
 cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t b, Py_ssize_t last) noexcept nogil:
     """Turn a block's exponentials into probabilities, last being the number of the row's last block. 2^-64 is no part of
     the factor, which might be denormal with it."""
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i = 0, whole = n & -LANES
+    cdef int j
     cdef real k = <real>(softmax_factor(row.m[last], row.s * FK_DOWN) * (exp_up_f64(row.m[b] - row.m[last]) * FK_DOWN))
     cdef real down = FK_DOWN
-    for i in range(n):
+    while i < whole:
+        for j in range(LANES):
+            y[i + j] = y[i + j] * k * down
+        i += LANES
+    for i in range(whole, n):
         y[i] = y[i] * k * down
     if k != k:
         for i in range(n):
