@@ -44,7 +44,7 @@ def compiled_part(call: Callable[[], Any]) -> Callable[[], Any]:
 
         return run
 
-    _kernels.active = SimpleNamespace(run=watched("run"), of_order=watched("of_order"))
+    _kernels.active = SimpleNamespace(**{entry: watched(entry) for entry in ("run", "run_plain", "of_order")})
     try:
         call()
     finally:
