@@ -223,40 +223,66 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     return plan.bad_row, plan.bad_label, plan.kept
 
 
-def run_plain(int op, tuple operands, labels, ignored, axis, where, keepdims, out, n_threads, double scale, double weight,
-              bint normalize, bint exponential, tuple given):
-    """The result of a small call that asks for nothing else than most do; None, and nothing is done, for any other.
+# ---- small calls -----------------------------------------------------------------------------------------------------------
+# On ten numbers the gate, which is for calls of all kinds, takes longer than the kernel. What most calls are passes it by.
 
-    Such a call has arrays of one shape in a type that is computed in, gives a new array of it, and takes the rows along the
-    last axis, on one thread. The labels, what is ignored and all numbers have
-    passed the gate; nothing else need have. Also None where a label is out of range. On ten numbers the gate, which is for
-    calls of all kinds, takes longer than the kernel.
-    """
-    cdef Plan plan
-    cdef cnp.ndarray first, second, result
-    cdef int type_number, n_outer, storage
-    cdef double nbytes, number
-    if not cnp.PyArray_CheckExact(operands[0]):
-        return None
+cdef double bytes_of(tuple operands, bint per_element):
+    """The bytes that a plain call reads and, if it gives a number per element, writes."""
+    return (len(operands) + per_element) * cnp.PyArray_NBYTES(<cnp.ndarray>operands[0])
+
+
+cdef bint is_plain(tuple operands, bint per_element, axis, where, keepdims, out, n_threads) except -1:
+    """Whether a call is small and asks for nothing else than most do: of arrays of one shape in a type that is computed in,
+    for a new array of it, with rows along the last axis, on one thread. Nobody need have looked at these arguments."""
+    cdef cnp.ndarray first, second
+    cdef int number
+    if where is not None or keepdims is not False or out is not None or not cnp.PyArray_CheckExact(operands[0]):
+        return False
+    if n_threads is not None and (type(n_threads) is not int or n_threads != 1):
+        return False
     first = operands[0]
-    type_number, n_outer = cnp.PyArray_TYPE(first), cnp.PyArray_NDIM(first) - 1
-    storage = FK_F64 if type_number == cnp.NPY_DOUBLE else FK_F32
-    nbytes = (len(operands) + maps(op)) * cnp.PyArray_NBYTES(first)
-    if where is not None or keepdims is not False or out is not None or n_outer < 0:
-        return None
-    if not (type_number == cnp.NPY_DOUBLE or type_number == cnp.NPY_FLOAT) or cnp.PyArray_ISBYTESWAPPED(first):
-        return None
-    if type(axis) is not int or not (axis == -1 or axis == n_outer):
-        return None
-    if not cpu.on_one_thread(nbytes) or not (n_threads is None or (type(n_threads) is int and n_threads == 1)):
-        return None
+    number = cnp.PyArray_TYPE(first)
+    if not (number == cnp.NPY_DOUBLE or number == cnp.NPY_FLOAT) or cnp.PyArray_ISBYTESWAPPED(first):
+        return False
+    if type(axis) is not int or cnp.PyArray_NDIM(first) == 0 or not (axis == -1 or axis == cnp.PyArray_NDIM(first) - 1):
+        return False
     if len(operands) > 1:
         if not cnp.PyArray_CheckExact(operands[1]):
-            return None
+            return False
         second = operands[1]
-        if cnp.PyArray_TYPE(second) != type_number or not cnp.PyArray_SAMESHAPE(first, second):
-            return None
-    start_plan(&plan, op, first, 1)
+        if cnp.PyArray_TYPE(second) != number or not cnp.PyArray_SAMESHAPE(first, second):
+            return False
+    return cpu.on_one_thread(bytes_of(operands, per_element))
+
+
+cdef object start_result(Plan* plan, cnp.ndarray like, bint per_element, double* number):
+    """Let a plan for operands like this one write to a new array, which is returned, or to a number, if that is all."""
+    cdef int n_outer = cnp.PyArray_NDIM(like) - 1
+    cdef cnp.ndarray result
+    if n_outer > 0 or per_element:
+        result = cnp.PyArray_SimpleNew(n_outer + per_element, cnp.PyArray_DIMS(like), cnp.PyArray_TYPE(like))
+        set_operand(&plan.out, result, n_outer, per_element)
+        return result
+    plan.out.data, plan.out.storage, plan.out.divisor = <char*>number, storage_of(like), 1
+    plan.out.swap, plan.out.plain, plan.out.logs, plan.out.scaled = False, True, False, False
+    return None
+
+
+def run_plain(int op, tuple operands, labels, ignored, axis, where, keepdims, out, n_threads, double scale, double weight,
+              bint normalize, bint exponential, tuple given):
+    """The result of a small, plain call, see is_plain; None, and nothing is done, for any other, and for a label out of range.
+
+    Labels, the one ignored and all numbers have passed the gate; for these and for what is given see run.
+    """
+    cdef Plan plan
+    cdef cnp.ndarray like
+    cdef int n_outer
+    cdef double number
+    if not is_plain(operands, maps(op), axis, where, keepdims, out, n_threads):
+        return None
+    like = operands[0]
+    n_outer = cnp.PyArray_NDIM(like) - 1
+    start_plan(&plan, op, like, 1)
     plan.has_labels = labels is not None
     plan.has_ignored = ignored is not None
     plan.ignored = 0 if ignored is None else ignored
@@ -268,17 +294,12 @@ def run_plain(int op, tuple operands, labels, ignored, axis, where, keepdims, ou
     set_operands(&plan, operands, given, n_outer, 1)
     if plan.has_labels:
         set_operand(&plan.labels, labels, n_outer, 0)
-    if n_outer > 0 or maps(op):
-        result = cnp.PyArray_SimpleNew(n_outer + maps(op), cnp.PyArray_DIMS(first), type_number)
-        set_operand(&plan.out, result, n_outer, maps(op))
-    else:
-        plan.out.data, plan.out.storage, plan.out.divisor = <char*>&number, storage, 1
-        plan.out.swap, plan.out.plain, plan.out.logs, plan.out.scaled = False, True, False, False
-    arrange(&plan, n_outer, 1, storage)
-    carry_out(&plan, storage, 1, n_threads is not None, nbytes)
+    result = start_result(&plan, like, maps(op), &number)
+    arrange(&plan, n_outer, 1, storage_of(like))
+    carry_out(&plan, storage_of(like), 1, n_threads is not None, bytes_of(operands, maps(op)))
     if plan.bad_row >= 0:
         return None
-    return result if n_outer > 0 or maps(op) else cnp.PyArray_ToScalar(&number, first)
+    return result if result is not None else cnp.PyArray_ToScalar(&number, like)
 
 
 def check_labels(cnp.ndarray labels, Py_ssize_t classes, ignored):
