@@ -109,9 +109,9 @@ def per_pair(
     # What a word for both holds is known without a look at them.
     known = type(given) is str and given in _args.GIVEN and type(temperature) is float and temperature == 1
     operands: Any = (p, q) if known else (_args.as_array(p, names[0]), _args.as_array(q, names[1]))
-    forms = None if known and given == "probs" and not normalize else _args.forms(
-        given, temperature, normalize, operands, names
-    )  # fmt: skip
+    forms = None
+    if not known or given != "probs" or normalize:
+        forms = _args.forms(given, temperature, normalize, operands, names)
     normalize = False
     if forms is not None and settled is not None:
         op, normalize, forms = settled(op, forms)

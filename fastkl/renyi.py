@@ -458,6 +458,10 @@ def _order(alpha: Any, least: float, most: float) -> float:
     return order
 
 
+def _arrays(operands: Sequence[ArrayLike], names: Sequence[str]) -> tuple[Array, ...]:
+    return tuple([_args.as_array(a, name) for a, name in zip(operands, names, strict=True)])
+
+
 def _per_row(
     measure: int, operands: Sequence[ArrayLike], names: Sequence[str], alpha: float, given: Any, temperature: Any,
     axis: Axis, base: float | None, normalize: bool, where: ArrayLike | None, keepdims: bool, out: Array | None,
@@ -465,17 +469,16 @@ def _per_row(
 ) -> Any:  # fmt: skip
     """Run one of them, from the arguments as they are given."""
     scale = _args.log_scale(base)
-    if type(given) is str and given == "probs" and type(temperature) is float and temperature == 1 and not normalize:
-        value = _kernels.active.of_order_plain(
-            measure, operands, axis, where, keepdims, out, n_threads, alpha, None, scale
-        )
-        if value is not None:
-            return value
-    inputs = tuple([_args.as_array(a, name) for a, name in zip(operands, names, strict=True)])
-    forms = _args.forms(given, temperature, normalize, inputs, names)
+    # What a word for both holds is known without a look at them, as in per_pair.
+    known = type(given) is str and given in _args.GIVEN and type(temperature) is float and temperature == 1
+    inputs: Any = operands if known else _arrays(operands, names)
+    forms = None
+    if not known or given != "probs" or normalize:
+        forms = _args.forms(given, temperature, normalize, inputs, names)
     value = _kernels.active.of_order_plain(measure, inputs, axis, where, keepdims, out, n_threads, alpha, forms, scale)
     if value is not None:
         return value
+    inputs = _arrays(operands, names)
     dtype = _args.result_dtype(*inputs)
     arrays = _args.broadcast(inputs, names)
     first = arrays[0]
