@@ -31,8 +31,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _kernels
-from ._threads import get_num_threads, set_num_threads
+try:
+    from . import _kernels
+    from ._threads import get_num_threads, set_num_threads
+except ImportError as error:
+    # A tier, or a number of threads, that the environment names wrongly.
+    from .__main__ import refuse
+
+    refuse(error)
+    raise
 from .divergences import (
     bhattacharyya_distance,
     chi2_divergence,

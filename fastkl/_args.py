@@ -19,6 +19,9 @@ FLOAT64 = np.dtype(np.float64)
 
 Array = np.ndarray[Any, Any]
 
+# What each operand holds: whether it is of logs, whether it is divided by its sum, and the temperature.
+Forms = tuple[tuple[bool, bool, float], ...]
+
 # Integers and bool are computed in float64, half precision in float32.
 _TAKEN = "float64, float32, float16, bfloat16, integers and bool"
 
@@ -168,7 +171,9 @@ def log_scale(base: float | None) -> float:
     """1 / ln(base): what turns nats into the unit asked for."""
     if base is None:
         return 1.0
-    if isinstance(base, (bool, np.bool_)) or not isinstance(base, (int, float, np.integer, np.floating)):
+    if type(base) not in (int, float) and (
+        isinstance(base, (bool, np.bool_)) or not isinstance(base, (int, float, np.integer, np.floating))
+    ):
         raise TypeError(f"base takes a positive number other than 1, not {base!r}")
     number = float(base)
     if not (0 < number < math.inf) or number == 1:
@@ -178,6 +183,8 @@ def log_scale(base: float | None) -> float:
 
 def fraction(value: Any, name: str) -> float:
     """A number from 0 to 1."""
+    if type(value) is float and 0 <= value <= 1:
+        return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} takes a number from 0 to 1, not {value!r}")
     if not 0 <= value <= 1:
@@ -242,6 +249,8 @@ def one_or_pair(value: Any, name: str, of: str) -> tuple[Any, Any]:
 
 def divisor(temperature: Any, dtype: np.dtype[Any]) -> float:
     """The temperature, found to be a positive finite number in the type that the logits are computed in."""
+    if type(temperature) is float and temperature == 1:
+        return 1.0
     if isinstance(temperature, (bool, np.bool_)) or not isinstance(temperature, (int, float, np.integer, np.floating)):
         raise TypeError(f"temperature takes a positive number, not {temperature!r}")
     with np.errstate(over="ignore", under="ignore"):
@@ -253,10 +262,12 @@ def divisor(temperature: Any, dtype: np.dtype[Any]) -> float:
 
 def forms(
     given: Any, temperature: Any, normalize: bool, operands: Sequence[Array], names: Sequence[str]
-) -> tuple[tuple[bool, bool, float], ...] | None:
+) -> Forms | None:
     """For each operand whether it holds logs, is divided by its sum, and the temperature; None for probabilities."""
-    if type(given) is str and given == "probs" and type(temperature) is float and temperature == 1 and not normalize:
-        return None
+    if type(temperature) is float and temperature == 1 and type(given) is str and given in GIVEN:
+        # As most calls have it: of both operands the same, and nothing to divide by.
+        logs, scaled = given != "probs", bool(normalize) or given == "logits"
+        return ((logs, scaled, 1.0),) * len(operands) if logs or scaled else None
     words: tuple[Any, ...] = (given,)
     divisors: tuple[Any, ...] = (temperature,)
     if len(operands) == 2:

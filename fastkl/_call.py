@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import _args, _kernels
-from ._args import FLOAT32, FLOAT64, Array
+from ._args import FLOAT64, Array, Forms
 from ._threads import threads_for
 
 
@@ -42,7 +43,8 @@ def per_row(
     dtype: np.dtype[Any] | None = None,
     weight: float = 0.5,
     normalize: bool = False,
-    given: tuple[tuple[bool, bool, float], ...] | None = None,
+    exponential: bool = False,
+    given: Forms | None = None,
     **told: Any,
 ) -> Any:
     """Run an operation that gives one number per row; with `signed` also return the sign of each.
@@ -51,20 +53,13 @@ def per_row(
     operations of `divergences`. `given`: what the operands hold, see `_args.forms`; None for what the operation takes.
     What else the kernel is `told` are the keywords of its `run`.
     """
-    first = operands[0]
-    shape, own, nbytes = first.shape, first.dtype, len(operands) * first.nbytes
-    if (
-        (own is FLOAT64 or own is FLOAT32) and dtype is None and type(axis) is int and axis == -1 and shape
-        and where is None and out is None and not keepdims and not signed
-        and (len(operands) == 1 or (operands[1].shape == shape and operands[1].dtype is own))
-    ):  # fmt: skip
-        # What is below would find nothing to do: on ten numbers it takes longer than the kernel.
-        result = np.empty(shape[:-1], own)
-        _kernels.active.run(
-            op, own is FLOAT64, operands, None, None, result, None, 1, scale, None, False, 0, -1, False,
-            threads_for(n_threads, nbytes), n_threads is not None, nbytes, weight, normalize, given, **told,
+    if dtype is None and not signed and not told:
+        value = _kernels.active.run_plain(
+            op, operands, None, None, axis, where, keepdims, out, n_threads, scale, weight, normalize, exponential,
+            given,
         )  # fmt: skip
-        return result if result.ndim else result[()]
+        if value is not None:
+            return value
     dtype = _args.result_dtype(*operands) if dtype is None else dtype
     arrays = _args.broadcast(operands, names)
     first = arrays[0]
@@ -81,7 +76,7 @@ def per_row(
         op, dtype is FLOAT64, tuple([_args.axes_last(a, axes) for a in arrays]),
         None if mask is None else _args.axes_last(mask, axes), None, _args.without(result, dropped),
         None if sign is None else _args.without(sign, dropped), len(axes), scale, None, False, 0, -1, False, threads,
-        n_threads is not None, nbytes, weight, normalize, given, **told,
+        n_threads is not None, nbytes, weight, normalize, given, exponential, **told,
     )  # fmt: skip
     returned = result if out is not None or result.ndim else result[()]
     if sign is None:
@@ -89,21 +84,59 @@ def per_row(
     return returned, sign if sign.ndim else sign[()]
 
 
+def per_pair(
+    op: int,
+    p: ArrayLike,
+    q: ArrayLike,
+    given: Any,
+    temperature: Any,
+    axis: int | Sequence[int] | None,
+    base: float | None,
+    normalize: bool,
+    where: Any,
+    keepdims: bool,
+    out: Array | None,
+    n_threads: int | None,
+    settled: Callable[[int, Forms], tuple[int, bool, Forms | None]] | None = None,
+    weight: float = 0.5,
+    names: Sequence[str] = ("p", "q"),
+) -> Any:
+    """Run an operation of two distributions that gives one number per row, of arguments that nobody has looked at yet.
+
+    Where they are not probabilities taken as they are, the kernel is told by `_args.forms` what they hold, or by what
+    `settled` makes of the operation and these: another operation, whether it is to `normalize`, and forms or None.
+    """
+    # What a word for both holds is known without a look at them.
+    known = type(given) is str and given in _args.GIVEN and type(temperature) is float and temperature == 1
+    operands: Any = (p, q) if known else (_args.as_array(p, names[0]), _args.as_array(q, names[1]))
+    forms = None
+    if not known or given != "probs" or normalize:
+        forms = _args.forms(given, temperature, normalize, operands, names)
+    normalize = False
+    if forms is not None and settled is not None:
+        op, normalize, forms = settled(op, forms)
+    scale = 1.0 if base is None else _args.log_scale(base)
+    if known:
+        value = _kernels.active.run_plain(
+            op, operands, None, None, axis, where, keepdims, out, n_threads, scale, weight, normalize, False, forms
+        )
+        if value is not None:
+            return value
+        operands = _args.as_array(p, names[0]), _args.as_array(q, names[1])
+    return per_row(
+        op, operands, names, axis, where, keepdims, out, n_threads, scale, False, None, weight, normalize, False, forms
+    )
+
+
 def per_element(
     op: int, x: Array, axis: int | Sequence[int] | None, where: Any, out: Array | None, n_threads: int | None
 ) -> Any:
     """Run an operation that gives one number per element."""
-    dtype, nbytes = x.dtype, 2 * x.nbytes
-    if (
-        (dtype is FLOAT64 or dtype is FLOAT32) and type(axis) is int and axis == -1 and x.ndim
-        and where is None and out is None
-    ):  # fmt: skip
-        result = np.empty(x.shape, dtype)    # nothing to find below, as in per_row
-        _kernels.active.run(
-            op, dtype is FLOAT64, (x,), None, None, result, None, 1, 1.0, None, nbytes > 2 * LAST_LEVEL_CACHE, 0, -1,
-            False, threads_for(n_threads, nbytes), n_threads is not None, nbytes,
-        )  # fmt: skip
-        return result
+    value = _kernels.active.run_plain(
+        op, (x,), None, None, axis, where, False, out, n_threads, 1.0, 0.5, False, False, None
+    )
+    if value is not None:
+        return value
     dtype = _args.result_dtype(x)
     axes = _args.reduced_axes(axis, x.ndim)
     mask = _args.mask_for(where, x.shape)

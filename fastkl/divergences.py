@@ -17,35 +17,15 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from . import _args, _kernels
-from ._args import Array
-from ._call import per_row
+from ._args import Array, Forms
+from ._call import per_pair
 
 
-def _divergence(
-    op: int,
-    p: ArrayLike,
-    q: ArrayLike,
-    given: Any,
-    temperature: Any,
-    axis: int | Sequence[int] | None,
-    base: float | None,
-    normalize: bool,
-    where: Any,
-    keepdims: bool,
-    out: Array | None,
-    n_threads: int | None,
-    weight: float = 0.5,
-    names: Sequence[str] = ("p", "q"),
-) -> Any:
-    """Run one of the kernels' pointwise operations: every function below is a call of this."""
-    operands = _args.as_array(p, names[0]), _args.as_array(q, names[1])
-    forms = _args.forms(given, temperature, normalize, operands, names)
-    if forms is not None and not any(logs for logs, _, _ in forms):
-        forms = None     # of probabilities only
-    return per_row(
-        op, operands, names, axis, where, keepdims, out, n_threads, _args.log_scale(base), weight=weight,
-        normalize=bool(normalize) and forms is None, given=forms,
-    )  # fmt: skip
+def _settled(op: int, forms: Forms) -> tuple[int, bool, Forms | None]:
+    """Pointwise operations divide probabilities by their sums themselves."""
+    if forms[0][0] or forms[1][0]:
+        return op, False, forms
+    return op, True, None
 
 
 def _swapped(pair: Any) -> Any:
@@ -139,13 +119,14 @@ def js_divergence(
     """
     weight = _args.fraction(weight, "weight")
     if weight <= 0.5:
-        return _divergence(
-            _kernels.JS, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads, weight
-        )
+        return per_pair(
+            _kernels.JS, p, q, given, temperature, axis, base, normalize, where, keepdims, out,
+            n_threads, _settled, weight,
+        )  # fmt: skip
     # 1 - weight is exact; of a weight near 1 in float32 it would not be.
-    return _divergence(
+    return per_pair(
         _kernels.JS, q, p, _swapped(given), _swapped(temperature), axis, base, normalize, where, keepdims, out,
-        n_threads, 1 - weight, names=("q", "p"),
+        n_threads, _settled, 1 - weight, ("q", "p"),
     )  # fmt: skip
 
 
@@ -228,8 +209,8 @@ def js_distance(
     >>> float(fk.js_distance([1.0, 0.0], [0.0, 1.0], base=2))
     1.0
     """
-    return _divergence(
-        _kernels.JS_DISTANCE, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    return per_pair(
+        _kernels.JS_DISTANCE, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads, _settled
     )
 
 
@@ -310,8 +291,8 @@ def jeffreys_divergence(
     >>> float(fk.jeffreys_divergence([0.1, 0.9], [0.2, 0.8]).round(4))
     0.0811
     """
-    return _divergence(
-        _kernels.JEFFREYS, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    return per_pair(
+        _kernels.JEFFREYS, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads, _settled
     )
 
 
@@ -391,8 +372,8 @@ def hellinger_distance(
     >>> float(fk.hellinger_distance([1.0, 0.0], [0.5, 0.5]).round(4))
     0.5412
     """
-    return _divergence(
-        _kernels.HELLINGER, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+    return per_pair(
+        _kernels.HELLINGER, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads, _settled
     )
 
 
@@ -479,9 +460,10 @@ def bhattacharyya_distance(
     >>> float(fk.bhattacharyya_distance([1.0, 0.0], [0.5, 0.5]).round(4))
     0.3466
     """
-    return _divergence(
-        _kernels.BHATTACHARYYA, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
-    )
+    return per_pair(
+        _kernels.BHATTACHARYYA, p, q, given, temperature, axis, base, normalize, where, keepdims, out,
+        n_threads, _settled,
+    )  # fmt: skip
 
 
 def total_variation(
@@ -559,9 +541,10 @@ def total_variation(
     >>> float(fk.total_variation([0.5, 0.5], [0.75, 0.25]))
     0.25
     """
-    return _divergence(
-        _kernels.TOTAL_VARIATION, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
-    )
+    return per_pair(
+        _kernels.TOTAL_VARIATION, p, q, given, temperature, axis, None, normalize, where, keepdims, out,
+        n_threads, _settled,
+    )  # fmt: skip
 
 
 def chi2_divergence(
@@ -644,12 +627,12 @@ def chi2_divergence(
     0.25
     """
     if _args.choice(kind, "kind", ("pearson", "neyman")) == "pearson":
-        return _divergence(
-            _kernels.CHI2, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+        return per_pair(
+            _kernels.CHI2, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads, _settled
         )
     given, temperature = _swapped(given), _swapped(temperature)
-    return _divergence(
-        _kernels.CHI2, q, p, given, temperature, axis, None, normalize, where, keepdims, out, n_threads,
+    return per_pair(
+        _kernels.CHI2, q, p, given, temperature, axis, None, normalize, where, keepdims, out, n_threads, _settled,
         names=("q", "p"),
     )  # fmt: skip
 
@@ -729,6 +712,6 @@ def triangular_discrimination(
     >>> float(fk.triangular_discrimination([0.5, 0.5], [0.75, 0.25]).round(4))
     0.1333
     """
-    return _divergence(
-        _kernels.TRIANGULAR, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads
+    return per_pair(
+        _kernels.TRIANGULAR, p, q, given, temperature, axis, None, normalize, where, keepdims, out, n_threads, _settled
     )

@@ -11,8 +11,8 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from . import _args, _kernels
-from ._args import Array
-from ._call import per_row
+from ._args import Array, Forms
+from ._call import per_pair, per_row
 
 
 def entropy(
@@ -250,12 +250,9 @@ def cross_entropy(
     >>> float(fk.cross_entropy([0.0, 1.0], [0.2, 0.8]).round(4))
     0.2231
     """
-    operands = _args.as_array(p, "p"), _args.as_array(q, "q")
-    forms = _args.forms(given, temperature, normalize, operands, ("p", "q"))
-    return per_row(
-        _kernels.CROSS_ENTROPY, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base),
-        given=forms,
-    )  # fmt: skip
+    return per_pair(
+        _kernels.CROSS_ENTROPY, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads
+    )
 
 
 def kl_divergence(
@@ -340,17 +337,18 @@ def kl_divergence(
     >>> float(fk.kl_divergence([1, 9], [3, 12], normalize=True).round(4))
     0.0367
     """
-    operands = _args.as_array(p, "p"), _args.as_array(q, "q")
-    forms = _args.forms(given, temperature, normalize, operands, ("p", "q"))
-    op = _kernels.KL
-    if forms is not None and all(scaled for _, scaled, _ in forms):
-        # Of what sums to 1, the sums of p - q are 0: all terms are >= 0.
-        op = _kernels.GENERALIZED_KL
-        if not any(logs for logs, _, _ in forms):
-            op, forms = _kernels.KL_NORMALIZED, None
-    return per_row(
-        op, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base), given=forms
+    return per_pair(
+        _kernels.KL, p, q, given, temperature, axis, base, normalize, where, keepdims, out, n_threads, _settled_kl
     )
+
+
+def _settled_kl(op: int, forms: Forms) -> tuple[int, bool, Forms | None]:
+    """Of what sums to 1, the sums of p - q are 0: all terms are >= 0."""
+    if not (forms[0][1] and forms[1][1]):
+        return op, False, forms
+    if forms[0][0] or forms[1][0]:
+        return _kernels.GENERALIZED_KL, False, forms
+    return _kernels.KL_NORMALIZED, False, None
 
 
 def generalized_kl(
@@ -421,9 +419,6 @@ def generalized_kl(
     >>> float(fk.generalized_kl([1.0, 2.0], [2.0, 2.0]).round(4))
     0.3069
     """
-    operands = _args.as_array(p, "p"), _args.as_array(q, "q")
-    forms = _args.forms(given, temperature, False, operands, ("p", "q"))
-    return per_row(
-        _kernels.GENERALIZED_KL, operands, ("p", "q"), axis, where, keepdims, out, n_threads, _args.log_scale(base),
-        given=forms,
-    )  # fmt: skip
+    return per_pair(
+        _kernels.GENERALIZED_KL, p, q, given, temperature, axis, base, False, where, keepdims, out, n_threads
+    )

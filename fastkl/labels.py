@@ -93,7 +93,6 @@ def softmax_cross_entropy(
     if reduction != "none":
         reduction = _args.choice(reduction, "reduction", ("none", "mean", "sum"))
     x = _args.as_array(logits, "logits")
-    dtype = _args.result_dtype(x)
     if type(axis) is not int and (isinstance(axis, bool) or not hasattr(axis, "__index__")):
         raise TypeError(f"axis takes an int here, not {axis!r}")
     axes = _args.reduced_axes(axis, x.ndim)
@@ -102,6 +101,14 @@ def softmax_cross_entropy(
     classes = whole[axes[0]] if axes else 1
     classes_of = _args.as_labels(labels, rows_shape)
     ignored = None if ignore_index is None else _args.ignored_label(ignore_index, classes_of)
+    if reduction == "none":
+        value = _kernels.active.run_plain(
+            _kernels.SOFTMAX_CROSS_ENTROPY, (x,), classes_of, ignored, axis, where, keepdims, out, n_threads, 1.0, 0.5,
+            False, False, None,
+        )  # fmt: skip
+        if value is not None:
+            return value
+    dtype = _args.result_dtype(x)
     mask = None if where is None else _args.mask_for(where, whole)
     operands = (x if axis == -1 else _args.axes_last(x, axes),)
     mask_last = None if mask is None else _args.axes_last(mask, axes)

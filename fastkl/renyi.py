@@ -446,7 +446,9 @@ _LARGEST = float(np.finfo(FLOAT64).max)
 
 def _order(alpha: Any, least: float, most: float) -> float:
     """The order, found to be a number for which the function is defined."""
-    if isinstance(alpha, (bool, np.bool_)) or not isinstance(alpha, (int, float, np.integer, np.floating)):
+    if type(alpha) not in (int, float) and (
+        isinstance(alpha, (bool, np.bool_)) or not isinstance(alpha, (int, float, np.integer, np.floating))
+    ):
         raise TypeError(f"alpha takes a number, not {alpha!r}")
     order = float(alpha)
     if not least <= order <= most:
@@ -456,6 +458,10 @@ def _order(alpha: Any, least: float, most: float) -> float:
     return order
 
 
+def _arrays(operands: Sequence[ArrayLike], names: Sequence[str]) -> tuple[Array, ...]:
+    return tuple([_args.as_array(a, name) for a, name in zip(operands, names, strict=True)])
+
+
 def _per_row(
     measure: int, operands: Sequence[ArrayLike], names: Sequence[str], alpha: float, given: Any, temperature: Any,
     axis: Axis, base: float | None, normalize: bool, where: ArrayLike | None, keepdims: bool, out: Array | None,
@@ -463,9 +469,17 @@ def _per_row(
 ) -> Any:  # fmt: skip
     """Run one of them, from the arguments as they are given."""
     scale = _args.log_scale(base)
-    inputs = [_args.as_array(a, name) for a, name in zip(operands, names, strict=True)]
+    # What a word for both holds is known without a look at them, as in per_pair.
+    known = type(given) is str and given in _args.GIVEN and type(temperature) is float and temperature == 1
+    inputs: Any = operands if known else _arrays(operands, names)
+    forms = None
+    if not known or given != "probs" or normalize:
+        forms = _args.forms(given, temperature, normalize, inputs, names)
+    value = _kernels.active.of_order_plain(measure, inputs, axis, where, keepdims, out, n_threads, alpha, forms, scale)
+    if value is not None:
+        return value
+    inputs = _arrays(operands, names)
     dtype = _args.result_dtype(*inputs)
-    forms = _args.forms(given, temperature, normalize, inputs, names) or ((False, False, 1.0),) * len(inputs)
     arrays = _args.broadcast(inputs, names)
     first = arrays[0]
     axes = _args.reduced_axes(axis, first.ndim)
@@ -477,7 +491,6 @@ def _per_row(
     _kernels.active.of_order(
         measure, dtype is FLOAT64, tuple([_args.axes_last(a, axes) for a in arrays]),
         None if mask is None else _args.axes_last(mask, axes), _args.without(result, axes if keepdims else ()),
-        len(axes), alpha, *zip(*forms, strict=True), scale, threads_for(n_threads, nbytes), n_threads is not None,
-        nbytes,
+        len(axes), alpha, forms, scale, threads_for(n_threads, nbytes), n_threads is not None, nbytes,
     )  # fmt: skip
     return result if out is not None or result.ndim else result[()]

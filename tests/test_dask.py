@@ -21,6 +21,7 @@ import numpy as np
 import oracle
 import pytest
 from test_accuracy import assert_within_budget, measured
+from test_arguments import draw
 from test_batch_runs import contents, make_shards, manifest
 from test_edges import EDGES, check, edge_id, padded
 
@@ -84,15 +85,6 @@ def lazy(array: Any, chunks: Any) -> Any:
     """Return a Dask array; labels, which lack the last axis, get the chunks of the others."""
     array = np.asarray(array)
     return da.from_array(array, chunks=chunks[: array.ndim])
-
-
-def draw(operation: Operation, shape: tuple[int, ...], dtype: Any, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draw the operands of an operation; labels for the last axis."""
-    if operation.domain == "logits":
-        arrays = [(3 * rng.normal(size=shape)).astype(dtype)]
-    else:
-        arrays = [rng.uniform(0.01, 1, shape).astype(dtype) for _ in operation.operands]
-    return [*arrays, rng.integers(shape[-1], size=shape[:-1])] if "labels" in operation.operands else arrays
 
 
 def assert_same(got: Any, right: Any) -> None:

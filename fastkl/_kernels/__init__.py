@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -72,11 +71,4 @@ def use(name: str) -> Iterator[ModuleType]:
 
 
 tier = os.environ.get("FASTKL_TIER") or supported()[0]
-try:
-    active = load(tier)
-except ImportError as error:
-    # Of the command, which cannot be asked before this package is imported, the answer is one line as to all errors.
-    if os.path.basename(sys.argv[0]) != "fastkl" and not (sys.argv[0] == "-m" and "fastkl" in sys.orig_argv):
-        raise
-    print(f"fastkl: error: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
+active = load(tier)

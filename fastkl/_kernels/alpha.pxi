@@ -41,6 +41,7 @@ cdef struct Alpha:
     bint logs[2]                    # an operand holds logarithms
     bint divided[2]                 # and is divided by its sum
     double temperature[2]
+    int lanes                       # in use: a multiple of 8
 
 # What turns an operand's numbers into a distribution's, a lane a row.
 cdef struct Frame:
@@ -75,7 +76,8 @@ cdef struct AlphaLanes:
     double top_lo[LANES]
 
 
-cdef loop alpha_mass_lanes(const double* x, Py_ssize_t count, double* s, double* s_lo, double* k) noexcept nogil:
+cdef loop alpha_mass_lanes(const double* x, Py_ssize_t count, Py_ssize_t in_use, double* s, double* s_lo,
+                           double* k) noexcept nogil:
     """Add vectors of numbers to the lanes' sums (s + s_lo) 2^k."""
     cdef double m[LANES]
     cdef double e[LANES]
@@ -83,37 +85,37 @@ cdef loop alpha_mass_lanes(const double* x, Py_ssize_t count, double* s, double*
     cdef double t_lo[LANES]
     cdef double t_k[LANES]
     cdef Py_ssize_t i
-    cdef int j
+    cdef int j, lanes = in_use & -8
     cdef const double* v
-    for j in range(LANES):
+    for j in range(lanes):
         t[j] = s[j]
         t_lo[j] = s_lo[j]
         t_k[j] = k[j]
     for i in range(count):
         v = x + i * LANES
-        for j in range(LANES):
+        for j in range(lanes):
             m[j] = mantissa(v[j], &e[j])
             m[j] = m[j] if v[j] > 0 else v[j]
             e[j] = e[j] if v[j] > 0 else <double>-1e18
-        for j in range(LANES):
+        for j in range(lanes):
             add_scaled(m[j], e[j], &t[j], &t_lo[j], &t_k[j])
-    for j in range(LANES):
+    for j in range(lanes):
         s[j] = t[j]
         s_lo[j] = t_lo[j]
         k[j] = t_k[j]
 
 
 cdef inline void logs_of(const double* v, bint logs, double temperature, const double* near, const double* m,
-                         const double* hi, const double* lo, double* x, double* x_lo, double* present,
-                         double* bad) noexcept nogil:
+                         const double* hi, const double* lo, int in_use, double* x, double* x_lo,
+                         double* present, double* bad) noexcept nogil:
     """The logarithms of a vector of an operand; whether each is a probability above 0, and NaN where it is none."""
-    cdef int j
+    cdef int j, lanes = in_use & -8
     cdef double y[LANES]
     cdef double y_lo[LANES]
     cdef double k, n
     cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY
     if logs:
-        for j in range(LANES):
+        for j in range(lanes):
             k = v[j] - near[j]
             n = difference_tail(v[j], near[j], k) / temperature
             y[j] = quotient(k, temperature, &y_lo[j])
@@ -121,13 +123,13 @@ cdef inline void logs_of(const double* v, bint logs, double temperature, const d
             present[j] = one if v[j] > -infinity else zero
             bad[j] += zero if v[j] < infinity else nan
     else:
-        for j in range(LANES):
+        for j in range(lanes):
             n = mantissa(v[j], &k)
             y[j] = log_ratio(n, k, one, zero, zero, &y_lo[j])
             present[j] = one if v[j] > zero else zero
             k = v[j] if v[j] < infinity else nan
             bad[j] += zero if k >= zero else nan
-    for j in range(LANES):
+    for j in range(lanes):
         x[j] = shifted(y[j], y_lo[j], m[j], hi[j], lo[j], &x_lo[j])
 
 
@@ -155,56 +157,56 @@ cdef loop alpha_pair_lanes(const Alpha* o, const double* p, const double* q, Py_
     cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY, none = -1e18, least = 5e-324
     cdef double qm, tail, qk, z, rest, both
     cdef Py_ssize_t i
-    cdef int j
+    cdef int j, lanes = o.lanes & -8    # gcc sees that no remainder is left
     cdef const double* v
     cdef const double* w
-    for j in range(LANES):
+    for j in range(lanes):
         bad[j] = f.bad[j]     # not in place, which might be the operands'
     for i in range(count):
         v = p + i * LANES
         w = q + i * LANES
         if o.logs[0] or o.logs[1]:
-            logs_of(v, o.logs[0], o.temperature[0], f.near[0], f.m[0], f.hi[0], f.lo[0], x, x_lo, p_here, bad)
-            logs_of(w, o.logs[1], o.temperature[1], f.near[1], f.m[1], f.hi[1], f.lo[1], y, y_lo, q_here, bad)
-            for j in range(LANES):
+            logs_of(v, o.logs[0], o.temperature[0], f.near[0], f.m[0], f.hi[0], f.lo[0], lanes, x, x_lo, p_here, bad)
+            logs_of(w, o.logs[1], o.temperature[1], f.near[1], f.m[1], f.hi[1], f.lo[1], lanes, y, y_lo, q_here, bad)
+            for j in range(lanes):
                 pm[j] = exp_parts(x[j], x_lo[j], &pk[j], &z)
                 pk[j] -= f.unit[j]
                 pv[j] = scaled(pm[j], pk[j])
-            for j in range(LANES):
+            for j in range(lanes):
                 qm = exp_parts(y[j], y_lo[j], &qk, &z)
                 qv[j] = scaled(qm, qk - f.unit[j])
-            for j in range(LANES):
+            for j in range(lanes):
                 z = x[j] - y[j]
                 tail = difference_tail(x[j], y[j], z) + (x_lo[j] - y_lo[j])
                 x[j] = z + tail
                 x_lo[j] = tail - (x[j] - z)
-            for j in range(LANES):
+            for j in range(lanes):
                 gap[j] = -gap_of_logs(pv[j], qv[j], x[j])
                 gap_lo[j] = 0
         else:
-            for j in range(LANES):
+            for j in range(lanes):
                 pv[j] = number(v[j], f.unit[j], &pm[j], &pk[j])
                 qv[j] = multiple(w[j], f.r[j], f.rk[j], f.r_lo[j], f.unit[j], &qm, &tail, &qk, &q_lo[j])
                 x[j] = log_ratio(pm[j], pk[j], qm, qk, tail, &x_lo[j])
-            for j in range(LANES):
+            for j in range(lanes):
                 p_here[j] = one if v[j] > zero else zero
                 q_here[j] = one if w[j] > zero else zero
                 z = v[j] if v[j] < infinity else nan
                 bad[j] += zero if z >= zero else nan
                 z = w[j] if w[j] < infinity else nan
                 bad[j] += zero if z >= zero else nan
-            for j in range(LANES):
+            for j in range(lanes):
                 gap[j] = pv[j] - qv[j]
                 gap_lo[j] = difference_tail(pv[j], qv[j], gap[j]) - q_lo[j]
         if o.tops:
-            for j in range(LANES):
+            for j in range(lanes):
                 z = x[j] - f.top[j]
                 rest = difference_tail(x[j], f.top[j], z) + (x_lo[j] - f.top_lo[j])
                 x[j] = z + rest
                 x_lo[j] = rest - (x[j] - z)
-        for j in range(LANES):
+        for j in range(lanes):
             term[j] = divergence_term(pv[j], qv[j], pm[j], pk[j], x[j], x_lo[j], a, b, &m[j], &k[j])
-        for j in range(LANES):
+        for j in range(lanes):
             both = p_here[j] * q_here[j]
             m[j] = m[j] if both > zero else zero
             k[j] = k[j] if both > zero else none
@@ -220,15 +222,15 @@ cdef loop alpha_pair_lanes(const Alpha* o, const double* p, const double* q, Py_
             z = x[j] if both > zero else -infinity
             st.top_lo[j] = x_lo[j] if z > st.top[j] else st.top_lo[j]
             st.top[j] = z if z > st.top[j] else st.top[j]
-        for j in range(LANES):
+        for j in range(lanes):
             add_scaled(m[j], k[j], &st.s[j], &st.s_lo[j], &st.k[j])
-        for j in range(LANES):
+        for j in range(lanes):
             two_sum_add(&st.d[j], &st.d_lo[j], term[j])
             two_sum_add(&st.gap[j], &st.gap_lo[j], gap[j])
             st.gap_lo[j] += gap_lo[j]
             two_sum_add(&st.p[j], &st.p_lo[j], pv[j])
             two_sum_add(&st.q[j], &st.q_lo[j], qv[j])
-    for j in range(LANES):
+    for j in range(lanes):
         f.bad[j] = bad[j]
 
 
@@ -249,34 +251,34 @@ cdef loop alpha_one_lanes(const Alpha* o, const double* p, Py_ssize_t count, Fra
     cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY, none = -1e18
     cdef double z, rest
     cdef Py_ssize_t i
-    cdef int j
+    cdef int j, lanes = o.lanes & -8
     cdef const double* v
-    for j in range(LANES):
+    for j in range(lanes):
         bad[j] = f.bad[j]     # not in place, which might be the operands'
     for i in range(count):
         v = p + i * LANES
         if o.logs[0]:
-            logs_of(v, True, o.temperature[0], f.near[0], f.m[0], f.hi[0], f.lo[0], x, x_lo, here, bad)
-            for j in range(LANES):
+            logs_of(v, True, o.temperature[0], f.near[0], f.m[0], f.hi[0], f.lo[0], lanes, x, x_lo, here, bad)
+            for j in range(lanes):
                 pm[j] = exp_parts(x[j], x_lo[j], &pk[j], &z)
                 pk[j] -= f.unit[j]
                 pv[j] = scaled(pm[j], pk[j])
         else:
-            for j in range(LANES):
+            for j in range(lanes):
                 pv[j] = number(v[j], f.unit[j], &pm[j], &pk[j])
                 x[j] = log_ratio(pm[j], pk[j], f.r[j], f.rk[j] - f.unit[j], f.r_lo[j], &x_lo[j])
                 here[j] = one if v[j] > zero else zero
                 z = v[j] if v[j] < infinity else nan
                 bad[j] += zero if z >= zero else nan
         if o.tops:
-            for j in range(LANES):
+            for j in range(lanes):
                 z = x[j] - f.top[j]
                 rest = difference_tail(x[j], f.top[j], z) + (x_lo[j] - f.top_lo[j])
                 x[j] = z + rest
                 x_lo[j] = rest - (x[j] - z)
-        for j in range(LANES):
+        for j in range(lanes):
             term[j] = entropy_term(pv[j], pm[j], pk[j], x[j], x_lo[j], c, &m[j], &k[j])
-        for j in range(LANES):
+        for j in range(lanes):
             m[j] = m[j] if here[j] > zero else zero
             k[j] = k[j] if here[j] > zero else none
             term[j] = term[j] if here[j] > zero else zero
@@ -284,12 +286,12 @@ cdef loop alpha_one_lanes(const Alpha* o, const double* p, Py_ssize_t count, Fra
             z = x[j] if here[j] > zero else -infinity
             st.top_lo[j] = x_lo[j] if z > st.top[j] else st.top_lo[j]
             st.top[j] = z if z > st.top[j] else st.top[j]
-        for j in range(LANES):
+        for j in range(lanes):
             add_scaled(m[j], k[j], &st.s[j], &st.s_lo[j], &st.k[j])
-        for j in range(LANES):
+        for j in range(lanes):
             two_sum_add(&st.d[j], &st.d_lo[j], term[j])
             two_sum_add(&st.p[j], &st.p_lo[j], pv[j])
-    for j in range(LANES):
+    for j in range(lanes):
         f.bad[j] = bad[j]
 
 
@@ -540,7 +542,7 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
             mass[which][j] = mass_lo[which][j] = 0
             mass_k[which][j] = -1e18
         if o.divided[which] and not o.logs[which]:
-            alpha_mass_lanes(x, classes, mass[which], mass_lo[which], mass_k[which])
+            alpha_mass_lanes(x, classes, o.lanes, mass[which], mass_lo[which], mass_k[which])
         elif o.divided[which]:
             if o.temperature[which] != 1:
                 at[0] = at[1] = at[2] = -1
@@ -550,9 +552,9 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
             for i in range(size):
                 quotients[i] = (x[i] - f.near[which][i % LANES]) / o.temperature[which]
             logsumexp_across[double](quotients, classes, False, NULL, NULL, &sums, 0)
-            for j in range(LANES):
+            for j in range(rows):
                 divide_by_logs(which, sums.m[j], excess(&sums, j), sums.c[j] + sums.s[j] == 0, j, &f)
-    for j in range(LANES):
+    for j in range(rows):
         divide(o, mass[0][j], mass_lo[0][j], mass_k[0][j], mass[1][j], mass_lo[1][j], mass_k[1][j], j, &f)
     start_alpha_lanes(&st)
     alpha_lanes(o, scratch, scratch + size, classes, &f, &st)
@@ -664,7 +666,7 @@ cdef void alpha_along(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratch
                         open_row[double](x, n, <Py_ssize_t>-1, &states[i])
                     logsumexp_block[double](x, n, <Py_ssize_t>-1, False, NULL, NULL, &states[i])
                 else:
-                    alpha_mass_lanes(x, whole, mass[which][i], mass_lo[which][i], mass_k[which][i])
+                    alpha_mass_lanes(x, whole, LANES, mass[which][i], mass_lo[which][i], mass_k[which][i])
             first += ALPHA_BLOCK
         for i in range(rows):
             if o.logs[which] and o.divided[which]:
@@ -716,6 +718,7 @@ cdef int execute_alpha(Alpha* o, int threads, real* like) noexcept nogil:
     """Fill the output; returns -1 where memory for the threads' scratch is not to be had."""
     cdef Py_ssize_t size, stride, tiles, t, step
     cdef double* scratch = NULL
+    o.lanes = <int>((o.plan.rows + 7) & -8) if o.plan.classes <= ACROSS and o.plan.rows < LANES else LANES
     if o.plan.classes <= ACROSS:
         size = LANES
         stride = 3 * o.plan.classes * LANES
@@ -740,17 +743,12 @@ cdef int execute_alpha(Alpha* o, int threads, real* like) noexcept nogil:
     return 0
 
 
-def of_order(int measure, bint double_precision, tuple operands, mask, out, int n_inner, double alpha, tuple logs,
-           tuple divided, tuple temperature, double scale, int threads, bint asked, double nbytes):
-    """Fill `out`, a number per row, from operands (and a mask, or None) of one shape with the n_inner reduced axes last;
-    measure: 0 Renyi, 1 Tsallis, 2 the alpha divergence; for the threads see run."""
-    cdef Alpha o
-    cdef Py_ssize_t* outer[4]
-    cdef Py_ssize_t* inner[3]
-    cdef int d, k, n_outer, arrays = 0, failed, kind
-    cdef cnp.ndarray first = operands[0]
+cdef void start_alpha(Alpha* o, int measure, tuple operands, tuple given, int n_outer, int n_inner, double alpha,
+                      double scale):
+    """What is the same for all rows; given: for each operand whether it holds logs, is divided by its sum, and the
+    temperature, or None for probabilities as they are."""
     cdef Plan* plan = &o.plan
-    n_outer = cnp.PyArray_NDIM(first) - n_inner
+    cdef int k, d
     o.measure = measure
     o.alpha = alpha
     o.swapped = len(operands) > 1 and alpha < 0.5
@@ -761,37 +759,62 @@ def of_order(int measure, bint double_precision, tuple operands, mask, out, int 
         o.b = 0
     # Beyond, exp((alpha - 1) x) would lose digits that the result has.
     o.tops = measure == RENYI and 2.0 ** 20 < alpha < INFINITY
-    start_plan(plan, ALPHA_OF_ONE if len(operands) == 1 else ALPHA_OF_TWO, first, n_inner)
+    start_plan(plan, ALPHA_OF_ONE if len(operands) == 1 else ALPHA_OF_TWO, operands[0], n_inner)
     plan.operands = <int>len(operands)
-    plan.has_mask = mask is not None
     plan.scale = scale
     for k in range(plan.operands):
         d = plan.operands - 1 - k if o.swapped else k
         set_operand(&plan.operand[k], operands[d], n_outer, n_inner)
-        o.logs[k] = logs[d]
-        o.divided[k] = divided[d]
-        o.temperature[k] = temperature[d]
-        outer[arrays] = plan.operand[k].outer
-        inner[arrays] = plan.operand[k].inner
-        arrays += 1
-    if plan.has_mask:
-        set_operand(&plan.mask, mask, n_outer, n_inner)
-        outer[arrays] = plan.mask.outer
-        inner[arrays] = plan.mask.inner
-        arrays += 1
-    set_operand(&plan.out, out, n_outer, 0)
-    outer[arrays] = plan.out.outer
-    plan.n_outer = merge_axes(n_outer, plan.outer_shape, outer, arrays + 1)
-    plan.n_inner = merge_axes(n_inner, plan.inner_shape, inner, arrays)
-    for k in range(plan.operands):
-        settle_direct(plan, &plan.operand[k], FK_F64, 8)
+        o.logs[k] = o.divided[k] = False
+        o.temperature[k] = 1
+        if given is not None:
+            o.logs[k], o.divided[k], o.temperature[k] = given[d]
+
+
+cdef int carry_out_alpha(Alpha* o, int n_outer, int n_inner, bint double_precision, int threads, bint asked,
+                         double nbytes) except -1:
+    cdef int failed, kind
+    arrange(&o.plan, n_outer, n_inner, FK_F64)
     with nogil:
-        kind = cpu.kind_of(plan.op, double_precision, plan.classes)
+        kind = cpu.kind_of(o.plan.op, double_precision, o.plan.classes)
         threads = cpu.enter(kind, threads, asked, nbytes)
         if double_precision:
-            failed = execute_alpha[double](&o, threads, NULL)
+            failed = execute_alpha[double](o, threads, NULL)
         else:
-            failed = execute_alpha[float](&o, threads, NULL)
+            failed = execute_alpha[float](o, threads, NULL)
         cpu.leave(kind, threads, nbytes)
     if failed:
         raise MemoryError("fastkl: no memory for the threads' scratch buffers")
+    return 0
+
+
+def of_order(int measure, bint double_precision, tuple operands, mask, out, int n_inner, double alpha, tuple given,
+             double scale, int threads, bint asked, double nbytes):
+    """Fill `out`, a number per row, from operands (and a mask, or None) of one shape with the n_inner reduced axes last;
+    measure: 0 Renyi, 1 Tsallis, 2 the alpha divergence; for what is given see start_alpha, for the threads run."""
+    cdef Alpha o
+    cdef int n_outer = cnp.PyArray_NDIM(<cnp.ndarray>operands[0]) - n_inner
+    start_alpha(&o, measure, operands, given, n_outer, n_inner, alpha, scale)
+    o.plan.has_mask = mask is not None
+    if o.plan.has_mask:
+        set_operand(&o.plan.mask, mask, n_outer, n_inner)
+    set_operand(&o.plan.out, out, n_outer, 0)
+    carry_out_alpha(&o, n_outer, n_inner, double_precision, threads, asked, nbytes)
+
+
+def of_order_plain(int measure, tuple operands, axis, where, keepdims, out, n_threads, double alpha, tuple given,
+                   double scale):
+    """The result of a small call as run_plain takes it, or None."""
+    cdef Alpha o
+    cdef cnp.ndarray like
+    cdef int n_outer
+    cdef double number
+    if not is_plain(operands, False, axis, where, keepdims, out, n_threads):
+        return None
+    like = operands[0]
+    n_outer = cnp.PyArray_NDIM(like) - 1
+    start_alpha(&o, measure, operands, given, n_outer, 1, alpha, scale)
+    result = start_result(&o.plan, like, False, &number)
+    carry_out_alpha(&o, n_outer, 1, cnp.PyArray_TYPE(like) == cnp.NPY_DOUBLE, 1, n_threads is not None,
+                    bytes_of(operands, False))
+    return result if result is not None else cnp.PyArray_ToScalar(&number, like)

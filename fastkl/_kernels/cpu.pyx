@@ -38,6 +38,7 @@ cdef extern from *:
     bint fk_has_avx512()
 
 cdef extern from "threads.h" nogil:
+    const int FK_LARGE
     int fk_max_threads()
     int fk_in_forked_child
     int fk_threads_in_use
@@ -71,6 +72,11 @@ def may_pay(double nbytes):
 def threads_in_use():
     """How many threads the calls under way were granted, in the whole process."""
     return fk_threads_in_use
+
+
+cdef bint on_one_thread(double nbytes) noexcept nogil:
+    """Whether a call that reads so many bytes is granted no second thread unless it asks for it."""
+    return nbytes < FK_LARGE
 
 
 cdef int kind_of(int op, bint is_double, Py_ssize_t classes) noexcept nogil:

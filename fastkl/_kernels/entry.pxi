@@ -9,7 +9,7 @@ cdef extern from "memory.h":
     int FK_F32, FK_F64, FK_F16, FK_BF16, FK_BOOL, FK_I8, FK_U8, FK_I16, FK_U16, FK_I32, FK_U32, FK_I64, FK_U64
 
 
-cdef int storage_of(cnp.ndarray a):
+cdef int storage_of(cnp.ndarray a) noexcept:
     """The storage type of an array that the gate has let in."""
     cdef int size = <int>cnp.PyArray_ITEMSIZE(a)
     cdef char kind = a.descr.kind
@@ -22,7 +22,7 @@ cdef int storage_of(cnp.ndarray a):
     return FK_BOOL if kind == c"b" else FK_BF16
 
 
-cdef void set_operand(Operand* a, cnp.ndarray array, int n_outer, int n_inner):
+cdef void set_operand(Operand* a, cnp.ndarray array, int n_outer, int n_inner) noexcept:
     cdef int d
     cdef Py_ssize_t* strides = <Py_ssize_t*>cnp.PyArray_STRIDES(array)
     a.data = cnp.PyArray_BYTES(array)
@@ -60,12 +60,12 @@ cdef int merge_axes(int ndim, Py_ssize_t* shape, Py_ssize_t** strides, int array
     return left
 
 
-cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t itemsize):
+cdef inline void settle_direct(Plan* plan, Operand* a, int storage, Py_ssize_t itemsize) noexcept:
     a.direct = (a.plain and a.storage == storage and a.divisor == 1
                 and (plan.n_inner == 0 or (plan.n_inner == 1 and a.inner[0] == itemsize)))
 
 
-cdef void start_plan(Plan* plan, int op, cnp.ndarray like, int n_inner):
+cdef void start_plan(Plan* plan, int op, cnp.ndarray like, int n_inner) noexcept:
     """A plan of one operation over arrays of the shape of `like`, the n_inner reduced axes last, that asks for nothing else
     yet: what is not set after this is off."""
     cdef int d, n_outer = cnp.PyArray_NDIM(like) - n_inner
@@ -93,6 +93,82 @@ cdef void start_plan(Plan* plan, int op, cnp.ndarray like, int n_inner):
     plan.last_row = plan.rows
 
 
+cdef bint maps(int op) noexcept:
+    """Whether an operation over rows gives one number per element."""
+    return op == SOFTMAX or op == LOG_SOFTMAX or op == LOGCUMSUMEXP
+
+
+cdef void set_operands(Plan* plan, tuple operands, tuple given, int n_outer, int n_inner):
+    cdef int k
+    plan.operands = <int>len(operands)
+    plan.given = given is not None and plan.op >= ENTROPY
+    for k in range(plan.operands):
+        set_operand(&plan.operand[k], operands[k], n_outer, n_inner)
+        if given is not None:
+            plan.operand[k].logs, plan.operand[k].scaled, plan.operand[k].divisor = given[k]
+
+
+cdef void arrange(Plan* plan, int n_outer, int n_inner, int storage) noexcept:
+    """Merge the axes of a plan whose arrays are set, and find which of them are read or written where they lie."""
+    cdef Py_ssize_t* outer[6]
+    cdef Py_ssize_t* inner[6]
+    cdef int k, outers = 0, inners = 0
+    cdef Py_ssize_t itemsize = 8 if storage == FK_F64 else 4
+    for k in range(plan.operands):
+        outer[outers] = plan.operand[k].outer
+        inner[inners] = plan.operand[k].inner
+        outers += 1
+        inners += 1
+    if plan.has_mask:
+        outer[outers] = plan.mask.outer
+        inner[inners] = plan.mask.inner
+        outers += 1
+        inners += 1
+    if plan.has_labels:
+        outer[outers] = plan.labels.outer
+        outers += 1
+    if not plan.flat_out:
+        outer[outers] = plan.out.outer
+        outers += 1
+    if maps(plan.op):
+        inner[inners] = plan.out.inner
+        inners += 1
+    if plan.has_sign:
+        outer[outers] = plan.sign.outer
+        outers += 1
+    plan.n_outer = merge_axes(n_outer, plan.outer_shape, outer, outers)
+    plan.n_inner = merge_axes(n_inner, plan.inner_shape, inner, inners)
+    for k in range(plan.operands):
+        settle_direct(plan, &plan.operand[k], storage, itemsize)
+    settle_direct(plan, &plan.out, storage, itemsize)
+
+
+cdef int carry_out(Plan* plan, int storage, int threads, bint asked, double nbytes) except -1:
+    """Run a plan, on so many threads at most, by the caller's word (asked) or where that pays for the bytes it reads."""
+    cdef int failed = 0, kind
+    cdef bint double_precision = storage == FK_F64
+    with nogil:
+        kind = cpu.kind_of(plan.op, double_precision, plan.classes)
+        threads = cpu.enter(kind, threads, asked, nbytes)
+        if plan.op >= LOGCUMSUMEXP:
+            if double_precision:
+                execute_scan[double](plan, threads, NULL)
+            else:
+                execute_scan[float](plan, threads, NULL)
+        elif plan.given and double_precision:
+            failed = execute_given[double](plan, threads, NULL)
+        elif plan.given:
+            failed = execute_given[float](plan, threads, NULL)
+        elif double_precision:
+            failed = execute[double](plan, threads, NULL)
+        else:
+            failed = execute[float](plan, threads, NULL)
+        cpu.leave(kind, threads, nbytes)
+    if failed:
+        raise MemoryError("fastkl: no memory for the threads' scratch buffers")
+    return 0
+
+
 def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, int n_inner, double scale, ignored,
         bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads, bint asked, double nbytes,
         double weight=0.5, bint normalize=False, tuple given=None, bint exponential=False, order=None, gaps=None,
@@ -107,18 +183,11 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     out of range (or -1), that label as 64 bits, and the number of rows whose label is not ignored.
     """
     cdef Plan plan
-    cdef Py_ssize_t* outer[6]
-    cdef Py_ssize_t* inner[6]
-    cdef int d, k, n_outer, outers = 0, inners = 0, failed, kind
     cdef cnp.ndarray first = operands[0]
-    cdef bint maps = op == SOFTMAX or op == LOG_SOFTMAX or op == LOGCUMSUMEXP
+    cdef int n_outer = cnp.PyArray_NDIM(first) - n_inner, storage = FK_F64 if double_precision else FK_F32
     cdef const int64_t[::1] places
     cdef const double[::1] distances
-    cdef int storage = FK_F64 if double_precision else FK_F32
-    cdef Py_ssize_t itemsize = 8 if double_precision else 4
-    n_outer = cnp.PyArray_NDIM(first) - n_inner
     start_plan(&plan, op, first, n_inner)
-    plan.operands = <int>len(operands)
     plan.has_mask = mask is not None
     plan.has_labels = labels is not None
     plan.has_sign = sign is not None
@@ -131,41 +200,15 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     plan.split = split
     plan.stream = stream
     plan.flat_out = flat_out
-    plan.given = given is not None and op >= ENTROPY
-    for k in range(plan.operands):
-        set_operand(&plan.operand[k], operands[k], n_outer, n_inner)
-        if given is not None:
-            plan.operand[k].logs, plan.operand[k].scaled, plan.operand[k].divisor = given[k]
-        outer[outers] = plan.operand[k].outer
-        inner[inners] = plan.operand[k].inner
-        outers += 1
-        inners += 1
+    set_operands(&plan, operands, given, n_outer, n_inner)
     if plan.has_mask:
         set_operand(&plan.mask, mask, n_outer, n_inner)
-        outer[outers] = plan.mask.outer
-        inner[inners] = plan.mask.inner
-        outers += 1
-        inners += 1
     if plan.has_labels:
         set_operand(&plan.labels, labels, n_outer, 0)
-        outer[outers] = plan.labels.outer
-        outers += 1
-    set_operand(&plan.out, out, 0 if flat_out else n_outer, n_inner if maps else 0)
-    if not flat_out:
-        outer[outers] = plan.out.outer
-        outers += 1
-    if maps:
-        inner[inners] = plan.out.inner
-        inners += 1
+    set_operand(&plan.out, out, 0 if flat_out else n_outer, n_inner if maps(op) else 0)
     if plan.has_sign:
         set_operand(&plan.sign, sign, n_outer, 0)
-        outer[outers] = plan.sign.outer
-        outers += 1
-    plan.n_outer = merge_axes(n_outer, plan.outer_shape, outer, outers)
-    plan.n_inner = merge_axes(n_inner, plan.inner_shape, inner, inners)
-    for k in range(plan.operands):
-        settle_direct(&plan, &plan.operand[k], storage, itemsize)
-    settle_direct(&plan, &plan.out, storage, itemsize)
+    arrange(&plan, n_outer, n_inner, storage)
     plan.points = plan.classes
     if gaps is not None and len(gaps) > 0:
         distances = gaps
@@ -176,27 +219,87 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     plan.first_row = first_row
     if last_row >= 0:
         plan.last_row = last_row
-    with nogil:
-        kind = cpu.kind_of(op, double_precision, plan.classes)
-        threads = cpu.enter(kind, threads, asked, nbytes)
-        failed = 0
-        if op >= LOGCUMSUMEXP:
-            if double_precision:
-                execute_scan[double](&plan, threads, NULL)
-            else:
-                execute_scan[float](&plan, threads, NULL)
-        elif plan.given and double_precision:
-            failed = execute_given[double](&plan, threads, NULL)
-        elif plan.given:
-            failed = execute_given[float](&plan, threads, NULL)
-        elif double_precision:
-            failed = execute[double](&plan, threads, NULL)
-        else:
-            failed = execute[float](&plan, threads, NULL)
-        cpu.leave(kind, threads, nbytes)
-    if failed:
-        raise MemoryError("fastkl: no memory for the threads' scratch buffers")
+    carry_out(&plan, storage, threads, asked, nbytes)
     return plan.bad_row, plan.bad_label, plan.kept
+
+
+# ---- small calls -----------------------------------------------------------------------------------------------------------
+# On ten numbers the gate, which is for calls of all kinds, takes longer than the kernel. What most calls are passes it by.
+
+cdef double bytes_of(tuple operands, bint per_element):
+    """The bytes that a plain call reads and, if it gives a number per element, writes."""
+    return (len(operands) + per_element) * cnp.PyArray_NBYTES(<cnp.ndarray>operands[0])
+
+
+cdef bint is_plain(tuple operands, bint per_element, axis, where, keepdims, out, n_threads) except -1:
+    """Whether a call is small and asks for nothing else than most do: of arrays of one shape in a type that is computed in,
+    for a new array of it, with rows along the last axis, on one thread. Nobody need have looked at these arguments."""
+    cdef cnp.ndarray first, second
+    cdef int number
+    if where is not None or keepdims is not False or out is not None or not cnp.PyArray_CheckExact(operands[0]):
+        return False
+    if n_threads is not None and (type(n_threads) is not int or n_threads != 1):
+        return False
+    first = operands[0]
+    number = cnp.PyArray_TYPE(first)
+    if not (number == cnp.NPY_DOUBLE or number == cnp.NPY_FLOAT) or cnp.PyArray_ISBYTESWAPPED(first):
+        return False
+    if type(axis) is not int or cnp.PyArray_NDIM(first) == 0 or not (axis == -1 or axis == cnp.PyArray_NDIM(first) - 1):
+        return False
+    if len(operands) > 1:
+        if not cnp.PyArray_CheckExact(operands[1]):
+            return False
+        second = operands[1]
+        if cnp.PyArray_TYPE(second) != number or not cnp.PyArray_SAMESHAPE(first, second):
+            return False
+    return cpu.on_one_thread(bytes_of(operands, per_element))
+
+
+cdef object start_result(Plan* plan, cnp.ndarray like, bint per_element, double* number):
+    """Let a plan for operands like this one write to a new array, which is returned, or to a number, if that is all."""
+    cdef int n_outer = cnp.PyArray_NDIM(like) - 1
+    cdef cnp.ndarray result
+    if n_outer > 0 or per_element:
+        result = cnp.PyArray_SimpleNew(n_outer + per_element, cnp.PyArray_DIMS(like), cnp.PyArray_TYPE(like))
+        set_operand(&plan.out, result, n_outer, per_element)
+        return result
+    plan.out.data, plan.out.storage, plan.out.divisor = <char*>number, storage_of(like), 1
+    plan.out.swap, plan.out.plain, plan.out.logs, plan.out.scaled = False, True, False, False
+    return None
+
+
+def run_plain(int op, tuple operands, labels, ignored, axis, where, keepdims, out, n_threads, double scale, double weight,
+              bint normalize, bint exponential, tuple given):
+    """The result of a small, plain call, see is_plain; None, and nothing is done, for any other, and for a label out of range.
+
+    Labels, the one ignored and all numbers have passed the gate; for these and for what is given see run.
+    """
+    cdef Plan plan
+    cdef cnp.ndarray like
+    cdef int n_outer
+    cdef double number
+    if not is_plain(operands, maps(op), axis, where, keepdims, out, n_threads):
+        return None
+    like = operands[0]
+    n_outer = cnp.PyArray_NDIM(like) - 1
+    start_plan(&plan, op, like, 1)
+    plan.has_labels = labels is not None
+    plan.has_ignored = ignored is not None
+    plan.ignored = 0 if ignored is None else ignored
+    plan.scale = scale
+    plan.weight = weight
+    plan.normalize = normalize
+    plan.exponential = exponential
+    plan.points = plan.classes
+    set_operands(&plan, operands, given, n_outer, 1)
+    if plan.has_labels:
+        set_operand(&plan.labels, labels, n_outer, 0)
+    result = start_result(&plan, like, maps(op), &number)
+    arrange(&plan, n_outer, 1, storage_of(like))
+    carry_out(&plan, storage_of(like), 1, n_threads is not None, bytes_of(operands, maps(op)))
+    if plan.bad_row >= 0:
+        return None
+    return result if result is not None else cnp.PyArray_ToScalar(&number, like)
 
 
 def check_labels(cnp.ndarray labels, Py_ssize_t classes, ignored):
