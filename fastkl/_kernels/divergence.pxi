@@ -310,14 +310,14 @@ cdef inlined entropy_vectors(const float* p, Py_ssize_t count, const float* patc
     cdef float s[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef uint32_t odd_words[LANES]
-    cdef float zero = 0, high = largest(<float>0)
+    cdef uint32_t most[LANES]
+    cdef uint32_t high = bits_f32(largest(<float>0)), word
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const float* x
     for j in range(LANES):
         t[j] = t_lo[j] = 0
-        odd_words[j] = 0
+        most[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
@@ -326,23 +326,49 @@ cdef inlined entropy_vectors(const float* p, Py_ssize_t count, const float* patc
             x = vector_at(p, i, patch, at)
             fk_prefetch(p_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
-                s[j] -= x[j] * log_of(x[j])
-                odd_words[j] |= fk_outside_f32(x[j], x[j], zero, high)
+                s[j] += shannon_term_f32(x[j])
+                word = bits_f32(x[j])
+                most[j] = word if word > most[j] else most[j]
             i += 1
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
-        odd[j] = odd_words[j] >> 31
+        odd[j] = most[j] > high
+
+
+cdef inlined join_entropy_strip(const double* x, const double* s, const double* e, Py_ssize_t vectors, double* t,
+                                double* t_lo) noexcept nogil:
+    """Add a strip's terms to the lanes' sums, as add_strip would."""
+    cdef Py_ssize_t k = 0
+    cdef int j
+    cdef double a, b, c
+    while k + RUN <= vectors:
+        for j in range(LANES):
+            a = shannon_join_f64(x[j], s[j], e[j])
+            b = shannon_join_f64(x[LANES + j], s[LANES + j], e[LANES + j])
+            c = shannon_join_f64(x[2 * LANES + j], s[2 * LANES + j], e[2 * LANES + j])
+            c += shannon_join_f64(x[3 * LANES + j], s[3 * LANES + j], e[3 * LANES + j])
+            two_sum_add(&t[j], &t_lo[j], (a + b) + c)
+        x += RUN * LANES
+        s += RUN * LANES
+        e += RUN * LANES
+        k += RUN
+    while k < vectors:
+        for j in range(LANES):
+            two_sum_add(&t[j], &t_lo[j], shannon_join_f64(x[j], s[j], e[j]))
+        x += LANES
+        s += LANES
+        e += LANES
+        k += 1
 
 
 cdef inlined entropy_strips(const double* p, Py_ssize_t count, const double* patch, const Py_ssize_t* at, double* sums,
                             int* odd, const char* p_next) noexcept nogil:
     """entropy_lanes of float64."""
     cdef double spare[STRIP]
-    cdef double f[STRIP]
     cdef double s[STRIP]
-    cdef double k[STRIP]
+    cdef double e[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef uint32_t highest[WORDS]
@@ -359,10 +385,8 @@ cdef inlined entropy_strips(const double* p, Py_ssize_t count, const double* pat
         x = strip_at(p, i, vectors, patch, at, spare)
         fk_prefetch(p_next, i * LANES * sizeof(double), n * sizeof(double))
         for j in range(n):
-            log_cut_f64(x[j], &f[j], &s[j], &k[j])
-        for j in range(n):
-            f[j] = -x[j] * log_join_f64(f[j], s[j], k[j])
-        add_strip(f, vectors, t, t_lo)
+            shannon_cut_f64(x[j], &s[j], &e[j])
+        join_entropy_strip(x, s, e, vectors, t, t_lo)
         raise_words(x, vectors, highest)
         i += vectors
     for j in range(LANES):

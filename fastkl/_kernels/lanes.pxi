@@ -25,6 +25,10 @@ cdef extern from "vmath.h" nogil:
     double exp_join_f64(double r, double scale)
     void log_cut_f64(double x, double* f, double* s, double* k)
     double log_join_f64(double f, double s, double k)
+    float shannon_term_f32(float p)
+    double shannon_term_f64(double p)
+    void shannon_cut_f64(double p, double* s, double* k)
+    double shannon_join_f64(double p, double s, double k)
     void log1p_sum_split_f64(double y, double* hi, double* lo)
     double log1p_sum_f32(double y)
     float kl_term_f32(float p, float q)
@@ -129,6 +133,13 @@ cdef inline real log_of(real x) noexcept nogil:
         return log_f32(x)
     else:
         return log_f64(x)
+
+
+cdef inline real shannon_term(real p) noexcept nogil:
+    if real is float:
+        return shannon_term_f32(p)
+    else:
+        return shannon_term_f64(p)
 
 
 cdef inline real kl_term(real p, real q) noexcept nogil:

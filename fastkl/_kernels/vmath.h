@@ -289,6 +289,52 @@ VMATH double log_f64(double x) {
     return log_join_f64(f, s, k);
 }
 
+/* -p log(p): what a probability adds to an entropy. log(p) is k ln2 + log(m), m in [sqrt(1/2), sqrt(2)), as in log_f32 and
+ * log_f64, but the constants are in one piece and, in double, log(m) is 2 atanh(s / 2) = s + s z C(z), s = 2 (m - 1) / (m + 1),
+ * z = s^2: that is where a rounding more than log_f64 has saves a quarter of the steps.
+ *
+ * Domain: 0 <= p < 2^100 (double: 2^960). Outside, NaN too: unspecified. Denormals give a finite number of about their size.
+ * Error: 1.06 eps (1.41), double 1.81 eps (1.81), where the result is normal.
+ * 0: +0; 1: -0. */
+VMATH float shannon_term_f32(float p) {
+    const uint32_t above = bits_f32(p) - 0x3f3504f3u;
+    const float f = float_of((above & 0x007fffffu) + 0x3f3504f3u) - 1.0f, k = (float)((int32_t)above >> 23);
+    float c = LOG_F32[7];
+    c = FMA_F32(c, f, LOG_F32[6]);
+    c = FMA_F32(c, f, LOG_F32[5]);
+    c = FMA_F32(c, f, LOG_F32[4]);
+    c = FMA_F32(c, f, LOG_F32[3]);
+    c = FMA_F32(c, f, LOG_F32[2]);
+    c = FMA_F32(c, f, LOG_F32[1]);
+    c = FMA_F32(c, f, LOG_F32[0]);
+    return -p * FMA_F32(k, LN2_F32, FMA_F32(f * f, FMA_F32(c, f, -0.5f), f));
+}
+
+VMATH void shannon_cut_f64(double p, double *s, double *k) {
+    const uint64_t above = bits_f64(p) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu);
+    const double m = double_of((above & 0x000fffffffffffffu) + 0x3fe6a09e667f3bcdu);
+    *s = (m - 1.0) / FMA_F64(m, 0.5, 0.5);
+    *k = double_of((above >> 52) | bits_f64(0x1p52)) - (0x1p52 + 1023.0); /* as in double_from_u52 */
+}
+
+VMATH double shannon_join_f64(double p, double s, double k) {
+    const double z = s * s;
+    double c = 0x1p-15 * LOG_F64[6];
+    c = FMA_F64(c, z, 0x1p-13 * LOG_F64[5]);
+    c = FMA_F64(c, z, 0x1p-11 * LOG_F64[4]);
+    c = FMA_F64(c, z, 0x1p-9 * LOG_F64[3]);
+    c = FMA_F64(c, z, 0x1p-7 * LOG_F64[2]);
+    c = FMA_F64(c, z, 0x1p-5 * LOG_F64[1]);
+    c = FMA_F64(c, z, 0x1p-3 * LOG_F64[0]);
+    return -p * FMA_F64(k, LN2_HI_F64 + LN2_LO_F64, FMA_F64(s * z, c, s));
+}
+
+VMATH double shannon_term_f64(double p) {
+    double s, k;
+    shannon_cut_f64(p, &s, &k);
+    return shannon_join_f64(p, s, k);
+}
+
 /* log(x) for every double.
  *
  * Error: 0.87 ulp (0.87).
