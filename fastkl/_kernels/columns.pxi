@@ -743,7 +743,7 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
             fk_prefetch(q_next, c * q_next_stride, width * sizeof(real))
             if op == ENTROPY:
                 for w in range(width):
-                    terms[k + w] = -v[w] * log_of(v[w])
+                    terms[k + w] = shannon_term(v[w])
                     if real is float:
                         word32[w] |= fk_outside_f32(v[w], v[w], zero, high)
                     else:

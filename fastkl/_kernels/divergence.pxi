@@ -181,32 +181,90 @@ cdef loop kl_across_lanes(const float* p, const float* q, Py_ssize_t count, bint
         odd[j] = (p_most[j] > high) | (q_least[j] < low)
 
 
+cdef inlined mark_outside(const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,
+                          const Py_ssize_t* at, double low, double high, int* odd) noexcept nogil:
+    """1 in odd for each lane that held a number outside the domain."""
+    cdef uint64_t words[LANES]
+    cdef Py_ssize_t i
+    cdef int j
+    cdef const double* x
+    cdef const double* y
+    for j in range(LANES):
+        words[j] = 0
+    for i in range(count):
+        x = vector_at(p, i, p_patch, at)
+        y = vector_at(q, i, q_patch, at)
+        for j in range(LANES):
+            words[j] |= fk_outside_words_f64(x[j], y[j], low, high)
+    for j in range(LANES):
+        odd[j] = words[j] >> 63
+
+
+cdef inlined join_strip(bint differs, const double* x, const double* y, const double* w, const double* gap, const double* near,
+                        Py_ssize_t vectors, double* t, double* t_lo, double* d, double* e) noexcept nogil:
+    """Add a strip's terms, RUN vectors at a time, to the lanes' sums t, and if asked each p - q to d: a two-sum, for
+    near-equal rows leave far less than the rounding of a sum. It adds while the units that multiply have the terms."""
+    cdef Py_ssize_t k = 0
+    cdef int j
+    cdef double a, b, c, hi, lo
+    while k + RUN <= vectors:
+        for j in range(LANES):
+            a = kl_join_f64(x[j], w[j], gap[j], near[j])
+            b = kl_join_f64(x[LANES + j], w[LANES + j], gap[LANES + j], near[LANES + j])
+            c = kl_join_f64(x[2 * LANES + j], w[2 * LANES + j], gap[2 * LANES + j], near[2 * LANES + j])
+            c += kl_join_f64(x[3 * LANES + j], w[3 * LANES + j], gap[3 * LANES + j], near[3 * LANES + j])
+            two_sum_add(&t[j], &t_lo[j], (a + b) + c)
+            if differs:
+                hi = d[j]
+                lo = e[j]
+                two_sum_add(&hi, &lo, x[j] - y[j])
+                two_sum_add(&hi, &lo, x[LANES + j] - y[LANES + j])
+                two_sum_add(&hi, &lo, x[2 * LANES + j] - y[2 * LANES + j])
+                two_sum_add(&hi, &lo, x[3 * LANES + j] - y[3 * LANES + j])
+                d[j] = hi
+                e[j] = lo
+        x += RUN * LANES
+        y += RUN * LANES
+        w += RUN * LANES
+        gap += RUN * LANES
+        near += RUN * LANES
+        k += RUN
+    while k < vectors:
+        for j in range(LANES):
+            two_sum_add(&t[j], &t_lo[j], kl_join_f64(x[j], w[j], gap[j], near[j]))
+            if differs:
+                two_sum_add(&d[j], &e[j], x[j] - y[j])
+        x += LANES
+        y += LANES
+        w += LANES
+        gap += LANES
+        near += LANES
+        k += 1
+
+
 cdef inlined kl_strips(int op, const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,
                        const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
                        int* odd, const char* p_next, const char* q_next) noexcept nogil:
-    """kl_lanes of float64, in strips."""
+    """kl_lanes of float64, in strips: a loop of divisions and integers, one of products and sums. Whether any number was
+    outside the domain is told by the first; which lanes, if so, by a read of its own."""
     cdef double p_spare[STRIP]
     cdef double q_spare[STRIP]
     cdef double w[STRIP]
     cdef double gap[STRIP]
     cdef double near[STRIP]
-    cdef double far[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double d[LANES]
     cdef double e[LANES]
     cdef double m[LANES]
-    cdef uint32_t highest[WORDS]
-    cdef int32_t lowest_word[WORDS]
+    cdef double low = smallest_q(<double>0), high = largest(<double>0)
+    cdef uint64_t outside = 0
     cdef Py_ssize_t i = 0, vectors, n, j, k
     cdef const double* x
     cdef const double* y
     for j in range(LANES):
         t[j] = t_lo[j] = d[j] = e[j] = m[j] = 0
         odd[j] = 0
-    for j in range(WORDS):
-        highest[j] = 0
-        lowest_word[j] = 0x7fffffff
     while i < count:
         vectors = strip_size(count - i)
         n = vectors * LANES
@@ -214,30 +272,25 @@ cdef inlined kl_strips(int op, const double* p, const double* q, Py_ssize_t coun
         y = strip_at(q, i, vectors, q_patch, at, q_spare)
         fk_prefetch(p_next, i * LANES * sizeof(double), n * sizeof(double))
         for j in range(n):
-            kl_cut_f64(x[j], y[j], &w[j], &gap[j], &near[j], &far[j])
+            kl_cut_f64(x[j], y[j], &w[j], &gap[j], &near[j])
+            outside |= fk_outside_words_f64(x[j], y[j], low, high)
         fk_prefetch(q_next, i * LANES * sizeof(double), n * sizeof(double))
-        for j in range(n):
-            w[j] = kl_join_f64(x[j], w[j], gap[j], near[j], far[j])
-        add_strip(w, vectors, t, t_lo)
-        if op != GENERALIZED_KL:
-            # A two-sum: near-equal rows leave far less than its rounding.
-            for k in range(vectors):
-                for j in range(LANES):
-                    two_sum_add(&d[j], &e[j], x[k * LANES + j] - y[k * LANES + j])
+        if op == GENERALIZED_KL:
+            join_strip(False, x, y, w, gap, near, vectors, t, t_lo, d, e)
+        else:
+            join_strip(True, x, y, w, gap, near, vectors, t, t_lo, d, e)
         if op == KL_NORMALIZED:
             for k in range(vectors):
                 for j in range(LANES):
                     m[j] += <double>x[k * LANES + j]
-        raise_words(x, vectors, highest)
-        lower_words(y, vectors, lowest_word)
         i += vectors
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
         differences[j] = d[j]
         differences_lo[j] = e[j]
         masses[j] = m[j]
-    mark_above(highest, largest(p[0]), odd)
-    mark_below(lowest_word, smallest_q(p[0]), odd)
+    if outside >> 63:
+        mark_outside(p, q, count, p_patch, q_patch, at, low, high, odd)
 
 
 cdef loop kl_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -257,14 +310,14 @@ cdef inlined entropy_vectors(const float* p, Py_ssize_t count, const float* patc
     cdef float s[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef uint32_t odd_words[LANES]
-    cdef float zero = 0, high = largest(<float>0)
+    cdef uint32_t most[LANES]
+    cdef uint32_t high = bits_f32(largest(<float>0)), word
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const float* x
     for j in range(LANES):
         t[j] = t_lo[j] = 0
-        odd_words[j] = 0
+        most[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
@@ -273,23 +326,49 @@ cdef inlined entropy_vectors(const float* p, Py_ssize_t count, const float* patc
             x = vector_at(p, i, patch, at)
             fk_prefetch(p_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
-                s[j] -= x[j] * log_of(x[j])
-                odd_words[j] |= fk_outside_f32(x[j], x[j], zero, high)
+                s[j] += shannon_term_f32(x[j])
+                word = bits_f32(x[j])
+                most[j] = word if word > most[j] else most[j]
             i += 1
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
-        odd[j] = odd_words[j] >> 31
+        odd[j] = most[j] > high
+
+
+cdef inlined join_entropy_strip(const double* x, const double* s, const double* e, Py_ssize_t vectors, double* t,
+                                double* t_lo) noexcept nogil:
+    """Add a strip's terms to the lanes' sums, as add_strip would."""
+    cdef Py_ssize_t k = 0
+    cdef int j
+    cdef double a, b, c
+    while k + RUN <= vectors:
+        for j in range(LANES):
+            a = shannon_join_f64(x[j], s[j], e[j])
+            b = shannon_join_f64(x[LANES + j], s[LANES + j], e[LANES + j])
+            c = shannon_join_f64(x[2 * LANES + j], s[2 * LANES + j], e[2 * LANES + j])
+            c += shannon_join_f64(x[3 * LANES + j], s[3 * LANES + j], e[3 * LANES + j])
+            two_sum_add(&t[j], &t_lo[j], (a + b) + c)
+        x += RUN * LANES
+        s += RUN * LANES
+        e += RUN * LANES
+        k += RUN
+    while k < vectors:
+        for j in range(LANES):
+            two_sum_add(&t[j], &t_lo[j], shannon_join_f64(x[j], s[j], e[j]))
+        x += LANES
+        s += LANES
+        e += LANES
+        k += 1
 
 
 cdef inlined entropy_strips(const double* p, Py_ssize_t count, const double* patch, const Py_ssize_t* at, double* sums,
                             int* odd, const char* p_next) noexcept nogil:
     """entropy_lanes of float64."""
     cdef double spare[STRIP]
-    cdef double f[STRIP]
     cdef double s[STRIP]
-    cdef double k[STRIP]
+    cdef double e[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef uint32_t highest[WORDS]
@@ -306,10 +385,8 @@ cdef inlined entropy_strips(const double* p, Py_ssize_t count, const double* pat
         x = strip_at(p, i, vectors, patch, at, spare)
         fk_prefetch(p_next, i * LANES * sizeof(double), n * sizeof(double))
         for j in range(n):
-            log_cut_f64(x[j], &f[j], &s[j], &k[j])
-        for j in range(n):
-            f[j] = -x[j] * log_join_f64(f[j], s[j], k[j])
-        add_strip(f, vectors, t, t_lo)
+            shannon_cut_f64(x[j], &s[j], &e[j])
+        join_entropy_strip(x, s, e, vectors, t, t_lo)
         raise_words(x, vectors, highest)
         i += vectors
     for j in range(LANES):

@@ -25,15 +25,17 @@ cdef extern from "vmath.h" nogil:
     double exp_join_f64(double r, double scale)
     void log_cut_f64(double x, double* f, double* s, double* k)
     double log_join_f64(double f, double s, double k)
+    float shannon_term_f32(float p)
+    double shannon_term_f64(double p)
+    void shannon_cut_f64(double p, double* s, double* k)
+    double shannon_join_f64(double p, double s, double k)
     void log1p_sum_split_f64(double y, double* hi, double* lo)
     double log1p_sum_f32(double y)
     float kl_term_f32(float p, float q)
     double kl_term_f64(double p, double q)
-    void kl_cut_f64(double p, double q, double* w, double* d, double* near, double* far)
-    void kl_cut_by_f32(float p, float q, float p_less_q, float* w, float* d, float* near, float* far)
-    void kl_cut_by_f64(double p, double q, double p_less_q, double* w, double* d, double* near, double* far)
-    float kl_join_f32(float p, float w, float d, float near, float far)
-    double kl_join_f64(double p, double w, double d, double near, double far)
+    void kl_cut_f64(double p, double q, double* w, double* d, double* near)
+    void kl_cut_by_f64(double p, double q, double p_less_q, double* w, double* d, double* near)
+    double kl_join_f64(double p, double w, double d, double near)
     double kl_term_any_f64(double p, double q, double q_lo)
     double xlogy_any_f64(double x, double y)
     uint32_t bits_f32(float x)
@@ -73,6 +75,7 @@ cdef extern from "memory.h" nogil:
                            Py_ssize_t nj)
     uint32_t fk_outside_f32(float p, float q, float low, float high)
     uint64_t fk_outside_f64(double p, double q, double low, double high)
+    uint64_t fk_outside_words_f64(double p, double q, double low, double high)
     uint32_t fk_half_word(const void* x, Py_ssize_t i)
     Py_ssize_t fk_top_word(Py_ssize_t j, Py_ssize_t itemsize)
     void fk_stream(char* dst, const char* src, size_t n)
@@ -133,6 +136,13 @@ cdef inline real log_of(real x) noexcept nogil:
         return log_f64(x)
 
 
+cdef inline real shannon_term(real p) noexcept nogil:
+    if real is float:
+        return shannon_term_f32(p)
+    else:
+        return shannon_term_f64(p)
+
+
 cdef inline real kl_term(real p, real q) noexcept nogil:
     if real is float:
         return kl_term_f32(p, q)
@@ -154,20 +164,6 @@ cdef inline real exp_join(real r, real scale) noexcept nogil:
         return exp_join_f32(r, scale)
     else:
         return exp_join_f64(r, scale)
-
-
-cdef inline void kl_cut_by(real p, real q, real p_less_q, real* w, real* d, real* near, real* far) noexcept nogil:
-    if real is float:
-        kl_cut_by_f32(p, q, p_less_q, w, d, near, far)
-    else:
-        kl_cut_by_f64(p, q, p_less_q, w, d, near, far)
-
-
-cdef inline real kl_join(real p, real w, real d, real near, real far) noexcept nogil:
-    if real is float:
-        return kl_join_f32(p, w, d, near, far)
-    else:
-        return kl_join_f64(p, w, d, near, far)
 
 
 cdef inline real lowest(real like) noexcept nogil:

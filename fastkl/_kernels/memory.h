@@ -416,6 +416,17 @@ static void fk_load_tile_f32(float *dst, ptrdiff_t dr, ptrdiff_t dc, const char 
 FK_DEFINE_OUTSIDE(fk_outside_f32, float, uint32_t)
 FK_DEFINE_OUTSIDE(fk_outside_f64, double, uint64_t)
 
+/* The same of bounds above 0, by integers, which need no unit that adds: as numbers of 64 bits a NaN exceeds high unless
+ * its sign is set, and so do -0 and what lies below. */
+FK_INLINE uint64_t fk_outside_words_f64(double p, double q, double low, double high) {
+    uint64_t a, b, below, above;
+    memcpy(&a, &p, sizeof a);
+    memcpy(&b, &q, sizeof b);
+    memcpy(&below, &low, sizeof below);
+    memcpy(&above, &high, sizeof above);
+    return a | b | (b - below) | (above - a);
+}
+
 /* Half of a double or the whole of a float, the i-th such word from x on; and which one holds the exponent of the j-th
    number. */
 FK_INLINE uint32_t fk_half_word(const void *x, ptrdiff_t i) {

@@ -124,8 +124,8 @@ cdef inline real divided(real p, real q, double by_p, double by_p_lo, double by_
 
 
 cdef inlined js_strip(const real* p, const real* q, const real* d, real weight, Py_ssize_t n, real* w, real* gap, real* near,
-                      real* far, real* s) noexcept nogil:
-    """s = the JS terms of a strip, to the bits of js_term; w to far are scratch."""
+                      real* s) noexcept nogil:
+    """s = the JS terms of a strip, to the bits of js_term; w, gap and near are scratch."""
     cdef Py_ssize_t j
     cdef real rest = 1 - weight, half = 0.5, quarter = 0.25
     if real is float:
@@ -137,26 +137,25 @@ cdef inlined js_strip(const real* p, const real* q, const real* d, real weight, 
         else:
             for j in range(n):
                 s[j] = js_term_f32(p[j], q[j], d[j], weight)
-        return
-    if weight == half:
+    elif weight == half:
         # Of 2 p, 2 q and p + q: the same bits with fewer products.
         for j in range(n):
-            kl_cut_by(p[j] + p[j], p[j] + q[j], d[j], &w[j], &gap[j], &near[j], &far[j])
+            kl_cut_by_f64(p[j] + p[j], p[j] + q[j], d[j], &w[j], &gap[j], &near[j])
         for j in range(n):
-            s[j] = kl_join(p[j] + p[j], w[j], gap[j], near[j], far[j])
+            s[j] = kl_join_f64(p[j] + p[j], w[j], gap[j], near[j])
         for j in range(n):
-            kl_cut_by(q[j] + q[j], p[j] + q[j], -d[j], &w[j], &gap[j], &near[j], &far[j])
+            kl_cut_by_f64(q[j] + q[j], p[j] + q[j], -d[j], &w[j], &gap[j], &near[j])
         for j in range(n):
-            s[j] = quarter * (s[j] + kl_join(q[j] + q[j], w[j], gap[j], near[j], far[j]))
-        return
-    for j in range(n):
-        kl_cut_by(p[j], weight * p[j] + rest * q[j], rest * d[j], &w[j], &gap[j], &near[j], &far[j])
-    for j in range(n):
-        s[j] = weight * kl_join(p[j], w[j], gap[j], near[j], far[j])
-    for j in range(n):
-        kl_cut_by(q[j], weight * p[j] + rest * q[j], -(weight * d[j]), &w[j], &gap[j], &near[j], &far[j])
-    for j in range(n):
-        s[j] += rest * kl_join(q[j], w[j], gap[j], near[j], far[j])
+            s[j] = quarter * (s[j] + kl_join_f64(q[j] + q[j], w[j], gap[j], near[j]))
+    else:
+        for j in range(n):
+            kl_cut_by_f64(p[j], weight * p[j] + rest * q[j], rest * d[j], &w[j], &gap[j], &near[j])
+        for j in range(n):
+            s[j] = weight * kl_join_f64(p[j], w[j], gap[j], near[j])
+        for j in range(n):
+            kl_cut_by_f64(q[j], weight * p[j] + rest * q[j], -(weight * d[j]), &w[j], &gap[j], &near[j])
+        for j in range(n):
+            s[j] += rest * kl_join_f64(q[j], w[j], gap[j], near[j])
 
 
 cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -173,7 +172,6 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
     cdef real w[STRIP]
     cdef real gap[STRIP]
     cdef real near[STRIP]
-    cdef real far[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double u[LANES]
@@ -211,7 +209,7 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
             b = q_divided
         fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
         if op == JS:
-            js_strip(a, b, d, weight, n, w, gap, near, far, s)
+            js_strip(a, b, d, weight, n, w, gap, near, s)
         else:
             for j in range(n):
                 s[j] = term(op, a[j], b[j], d[j], weight)
