@@ -41,6 +41,7 @@ MAX_ULP = {
 #: Allowed relative errors in units of eps, the same way: the sum of roundings of one term.
 MAX_EPS = {
     "kl_term": (3.1, 3.3),
+    "shannon_term": (2.0, 2.0),
     "kl_term_any": (2.8, 3.0),
     "exp_weight": (1.6, 3.0),
     "kl_excess": (14.0, 15.0),
@@ -315,6 +316,28 @@ def test_gap_of_log1p(tier, vmath, rng):
     largest, where = worst("log1p_gap", error, y)
     assert largest <= allowed(MAX_EPS, "log1p_gap", tier), where
     assert vmath("log1p_gap", np.zeros(1))[0] == 0
+
+
+@long_double
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shannon_term_against_long_double(dtype, tier, vmath, rng):
+    limits = np.finfo(dtype)
+    lowest, highest = (2.0**-118, 2.0**100) if dtype is np.float32 else (2.0**-1010, 2.0**960)
+    for n in chunks():
+        # Anywhere, in the thick of probabilities, and beside 1, where the log is small.
+        p = np.exp(rng.uniform(np.log(lowest), np.log(highest), n))
+        p[::3] = rng.random(len(p[::3]))
+        p[1::3] = 1 - 2.0 ** rng.uniform(-50, -1, len(p[1::3]))
+        p = p.astype(dtype)
+        p = p[(p != 1) & (p >= lowest)]
+        exact = -p.astype(np.longdouble) * np.log(p.astype(np.longdouble))
+        got = vmath("shannon_term", p)
+        error, at = worst("shannon_term", np.abs(got - exact) / np.abs(exact) / float(limits.eps), p)
+        assert error <= allowed(MAX_EPS, "shannon_term", tier), at
+    ends = np.array([0, 1, limits.smallest_subnormal, limits.tiny], dtype)
+    got = vmath("shannon_term", ends)
+    assert got[0] == got[1] == 0
+    assert np.all(np.abs(got[2:]) <= 1100 * ends[2:].astype(np.float64))
 
 
 @long_double

@@ -32,7 +32,7 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
         out[j] = top[j]
 
 
-cdef inlined join_strip(real* e, const real* scale, Py_ssize_t vectors) noexcept nogil:
+cdef inlined join_exps(real* e, const real* scale, Py_ssize_t vectors) noexcept nogil:
     """e = exp_join(e, scale) of a strip."""
     cdef Py_ssize_t j, k
     if real is float:
@@ -61,7 +61,7 @@ cdef inlined exp_strip(const real* x, Py_ssize_t first, Py_ssize_t vectors, cons
             exp_cut(v[j] - m[j], &e[k * LANES + j], &scale[k * LANES + j])
         if top != NULL:
             raise_tops(v, top)
-    join_strip(e, scale, vectors)
+    join_exps(e, scale, vectors)
 
 
 cdef inlined add_exps(const real* e, Py_ssize_t vectors, double* t) noexcept nogil:

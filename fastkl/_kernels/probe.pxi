@@ -69,6 +69,9 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
     elif which == UNITS + 6:
         for i in range(n):
             out[i] = kl_excess(x[i])
+    elif which == UNITS + 10:
+        for i in range(n):
+            out[i] = shannon_term(x[i])
     if real is double:
         if which == 3:
             for i in range(n):
@@ -97,12 +100,16 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
                 out[i] = log1p_sum_f32(x[i])
 
 
+# Those of vmath's names that have no form for floats.
+DOUBLE_ONLY = (3, 4, 5, 6, UNITS + 4, UNITS + 7, UNITS + 8, UNITS + 9)
+
+
 def vmath(str name, *arrays):
     """Apply a function of vmath.h to contiguous arrays of one length and type, element by element."""
     names = ("exp_up", "log", "kl_term", "log_any", "log1p", "kl_term_any", "xlogy_any", "kl_fall", "kl_rise", "js_shape",
              "log1p_unit", "log1m", "binary_logits", "binary_probs", "exp_any", "exp_weight", "kl_excess", "log1p_gap",
-             "log1p_sum", "log1p_sum_single")
-    arity = (1, 1, 2, 1, 1, 3, 2, 1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1)
+             "log1p_sum", "log1p_sum_single", "shannon_term")
+    arity = (1, 1, 2, 1, 1, 3, 2, 1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1)
     cdef int which = names.index(name)
     cdef double[::1] x64, y64, z64, out64
     cdef float[::1] x32, y32, out32
@@ -111,7 +118,7 @@ def vmath(str name, *arrays):
     out = np.empty_like(arrays[0])
     if out.size == 0:
         return out
-    if out.dtype == np.float32 and (which < 3 or SHAPES <= which < UNITS + 4 or UNITS + 5 <= which < UNITS + 7):
+    if out.dtype == np.float32 and which not in DOUBLE_ONLY:
         x32, y32, out32 = arrays[0], arrays[arity[which] - 1], out
         apply_vmath[float](which, &x32[0], &y32[0], NULL, &out32[0], x32.shape[0])
     elif out.dtype == np.float64:
