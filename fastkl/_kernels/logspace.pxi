@@ -183,6 +183,7 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
     cdef int j
     cdef const real* v
     cdef const real* e
+    cdef real a
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
         m[j] = maxima[j]
@@ -200,9 +201,11 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
                 v = x + (i + k) * LANES
                 e = exps + k * LANES
                 for j in range(LANES):
-                    s[j] += 0 if v[j] == m[j] else e[j]
+                    a = e[j]     # read in any case: gcc would make a masked load, or a branch, of one in the select
+                    s[j] += 0 if v[j] == m[j] else a
                     if moments:
-                        u[j] += fall(m[j], v[j]) * e[j]
+                        u[j] += fall(m[j], v[j]) * a
+                for j in range(LANES):
                     if real is float:
                         hits32[j] += v[j] == m[j]
                     else:
