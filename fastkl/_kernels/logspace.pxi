@@ -35,12 +35,12 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
 cdef inlined join_exps(real* e, const real* scale, Py_ssize_t vectors) noexcept nogil:
     """e = exp_join(e, scale) of a strip."""
     cdef Py_ssize_t j, k
-    if real is float:
-        for j in range(vectors * LANES):
+    if real is float and vectors == STRIP // LANES:
+        for j in range(STRIP):
             e[j] = exp_join(e[j], scale[j])
         return
-    # Long chains: a loop over a vector inside a loop over vectors makes gcc take the steps of a vector's lanes in turns, and
-    # few wait for the one before.
+    # Long chains, those of doubles: a loop over a vector inside a loop over vectors makes gcc take the steps of a vector's
+    # lanes in turns, and few wait for the one before.
     for k in range(vectors):
         for j in range(LANES):
             e[k * LANES + j] = exp_join(e[k * LANES + j], scale[k * LANES + j])
