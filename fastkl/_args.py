@@ -260,11 +260,16 @@ def divisor(temperature: Any, dtype: np.dtype[Any]) -> float:
     return float(temperature)
 
 
+def is_settled(given: Any, temperature: Any) -> bool:
+    """Whether one plain word and no temperature say what every operand holds: nobody need look at them."""
+    return type(given) is str and given in GIVEN and type(temperature) is float and temperature == 1
+
+
 def forms(
     given: Any, temperature: Any, normalize: bool, operands: Sequence[Array], names: Sequence[str]
 ) -> Forms | None:
     """For each operand whether it holds logs, is divided by its sum, and the temperature; None for probabilities."""
-    if type(temperature) is float and temperature == 1 and type(given) is str and given in GIVEN:
+    if is_settled(given, temperature):
         # As most calls have it: of both operands the same, and nothing to divide by.
         logs, scaled = given != "probs", bool(normalize) or given == "logits"
         return ((logs, scaled, 1.0),) * len(operands) if logs or scaled else None

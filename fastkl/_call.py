@@ -106,8 +106,7 @@ def per_pair(
     Where they are not probabilities taken as they are, the kernel is told by `_args.forms` what they hold, or by what
     `settled` makes of the operation and these: another operation, whether it is to `normalize`, and forms or None.
     """
-    # What a word for both holds is known without a look at them.
-    known = type(given) is str and given in _args.GIVEN and type(temperature) is float and temperature == 1
+    known = _args.is_settled(given, temperature)
     operands: Any = (p, q) if known else (_args.as_array(p, names[0]), _args.as_array(q, names[1]))
     forms = None
     if not known or given != "probs" or normalize:

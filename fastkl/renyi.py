@@ -469,8 +469,7 @@ def _per_row(
 ) -> Any:  # fmt: skip
     """Run one of them, from the arguments as they are given."""
     scale = _args.log_scale(base)
-    # What a word for both holds is known without a look at them, as in per_pair.
-    known = type(given) is str and given in _args.GIVEN and type(temperature) is float and temperature == 1
+    known = _args.is_settled(given, temperature)    # as in per_pair
     inputs: Any = operands if known else _arrays(operands, names)
     forms = None
     if not known or given != "probs" or normalize:

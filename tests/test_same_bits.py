@@ -287,3 +287,29 @@ def test_reductions(reduction: str, rows: int, size: int, dtype: str, tier: str,
         got = fk.softmax_cross_entropy(x, labels, reduction=reduction, n_threads=n_threads)
         assert got.tobytes() == right, f"{n_threads} threads"
     assert fk.softmax_cross_entropy(np.asfortranarray(x), labels, reduction=reduction).tobytes() == right
+
+
+@pytest.mark.parametrize("size", [2, 7, 8, 33, 100, 256, 300, 140_000])
+@pytest.mark.parametrize("function", [fk.softmax, fk.log_softmax], ids=lambda function: function.__name__)
+@dtypes
+def test_past_the_cache(
+    function: Any, size: int, dtype: str, tier: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results larger than the cache are stored non-temporally: the same bytes, and none beside them."""
+    rows = 2003 if size < 1000 else 3
+    x = (4 * rng.normal(size=(rows, size))).astype(dtype)
+    x[0, 0], x[1, -1], x[2, 0] = np.nan, np.inf, -np.inf
+    mask = rng.random(x.shape) < 0.7
+    right, masked = function(x, n_threads=1), function(x, where=mask, n_threads=1)
+    monkeypatch.setattr("fastkl._call.LAST_LEVEL_CACHE", 100)
+    for offset in (0, 1, 5):
+        around = np.full(x.size + 8, 7, dtype)
+        out = around[offset : offset + x.size].reshape(x.shape)
+        for n_threads in (1, 2, 3):
+            out[:] = 7
+            function(x, out=out, n_threads=n_threads)
+            assert out.tobytes() == right.tobytes(), f"offset {offset}, {n_threads} threads"
+        function(x, where=mask, out=out, n_threads=1)
+        assert out.tobytes() == masked.tobytes(), f"offset {offset}, masked"
+        assert np.all(around[:offset] == 7)
+        assert np.all(around[offset + x.size :] == 7)

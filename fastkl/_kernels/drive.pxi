@@ -55,14 +55,12 @@ cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real
     cdef char* target = gapless(plan, &plan.out, row, rows, tile)
     if plan.has_mask:
         mask_out[real](plan, row, rows, 0, classes, tile, 1, LANES, 0)
-    if not plan.stream or target == NULL:
-        put[real](plan, row, rows, 0, classes, tile, 1, LANES)
-        return
-    if real is float:
-        fk_spread_f32(turned, classes, tile, LANES, classes, rows)
-    else:
-        fk_spread_f64(turned, classes, tile, LANES, classes, rows)
-    fk_stream(target, <const char*>turned, rows * classes * sizeof(real))
+    if real is float:     # the only type that is streamed, see execute
+        if plan.stream and target != NULL:
+            fk_spread_f32(turned, classes, tile, LANES, classes, rows)
+            fk_stream(target, <const char*>turned, rows * classes * sizeof(float))
+            return
+    put[real](plan, row, rows, 0, classes, tile, 1, LANES)
 
 
 cdef void pairs_across(Plan* plan, Py_ssize_t row, Py_ssize_t first, Py_ssize_t rows, const char* p_next, Sums* a,

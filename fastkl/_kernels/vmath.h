@@ -201,8 +201,8 @@ VMATH double exp_any_f64(double x) {
     return x > 600.0 ? y * y : y;
 }
 
-/* kf ln2 + log(1 + f), for 1 + f in [sqrt(1/2), sqrt(2)]. */
-VMATH float log_parts_f32(float f, float kf) {
+/* (log(1 + f) - f + f^2/2) / f^3, for 1 + f in [sqrt(1/2), sqrt(2)]. */
+VMATH float log_tail_f32(float f) {
     float p = LOG_F32[7];
     p = FMA_F32(p, f, LOG_F32[6]);
     p = FMA_F32(p, f, LOG_F32[5]);
@@ -211,7 +211,12 @@ VMATH float log_parts_f32(float f, float kf) {
     p = FMA_F32(p, f, LOG_F32[2]);
     p = FMA_F32(p, f, LOG_F32[1]);
     p = FMA_F32(p, f, LOG_F32[0]);
-    const float tail = FMA_F32(f * f, FMA_F32(p, f, -0.5f), kf * LN2_LO_F32);
+    return p;
+}
+
+/* kf ln2 + log(1 + f), for the same. */
+VMATH float log_parts_f32(float f, float kf) {
+    const float tail = FMA_F32(f * f, FMA_F32(log_tail_f32(f), f, -0.5f), kf * LN2_LO_F32);
     return FMA_F32(kf, LN2_HI_F32, f + tail); /* kf LN2_HI is exact */
 }
 
@@ -299,15 +304,7 @@ VMATH double log_f64(double x) {
 VMATH float shannon_term_f32(float p) {
     const uint32_t above = bits_f32(p) - 0x3f3504f3u;
     const float f = float_of((above & 0x007fffffu) + 0x3f3504f3u) - 1.0f, k = (float)((int32_t)above >> 23);
-    float c = LOG_F32[7];
-    c = FMA_F32(c, f, LOG_F32[6]);
-    c = FMA_F32(c, f, LOG_F32[5]);
-    c = FMA_F32(c, f, LOG_F32[4]);
-    c = FMA_F32(c, f, LOG_F32[3]);
-    c = FMA_F32(c, f, LOG_F32[2]);
-    c = FMA_F32(c, f, LOG_F32[1]);
-    c = FMA_F32(c, f, LOG_F32[0]);
-    return -p * FMA_F32(k, LN2_F32, FMA_F32(f * f, FMA_F32(c, f, -0.5f), f));
+    return -p * FMA_F32(k, LN2_F32, FMA_F32(f * f, FMA_F32(log_tail_f32(f), f, -0.5f), f));
 }
 
 VMATH void shannon_cut_f64(double p, double *s, double *k) {
