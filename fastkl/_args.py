@@ -265,14 +265,18 @@ def is_settled(given: Any, temperature: Any) -> bool:
     return type(given) is str and given in GIVEN and type(temperature) is float and temperature == 1
 
 
+def settled_forms(given: str, normalize: bool, operands: int) -> Forms | None:
+    """The `forms` of operands that one plain word tells of."""
+    logs, scaled = given != "probs", bool(normalize) or given == "logits"
+    return ((logs, scaled, 1.0),) * operands if logs or scaled else None
+
+
 def forms(
     given: Any, temperature: Any, normalize: bool, operands: Sequence[Array], names: Sequence[str]
 ) -> Forms | None:
     """For each operand whether it holds logs, is divided by its sum, and the temperature; None for probabilities."""
     if is_settled(given, temperature):
-        # As most calls have it: of both operands the same, and nothing to divide by.
-        logs, scaled = given != "probs", bool(normalize) or given == "logits"
-        return ((logs, scaled, 1.0),) * len(operands) if logs or scaled else None
+        return settled_forms(given, normalize, len(operands))
     words: tuple[Any, ...] = (given,)
     divisors: tuple[Any, ...] = (temperature,)
     if len(operands) == 2:

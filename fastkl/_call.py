@@ -107,10 +107,13 @@ def per_pair(
     `settled` makes of the operation and these: another operation, whether it is to `normalize`, and forms or None.
     """
     known = _args.is_settled(given, temperature)
-    operands: Any = (p, q) if known else (_args.as_array(p, names[0]), _args.as_array(q, names[1]))
+    operands: Any = (p, q)
     forms = None
-    if not known or given != "probs" or normalize:
+    if not known:
+        operands = _args.as_array(p, names[0]), _args.as_array(q, names[1])
         forms = _args.forms(given, temperature, normalize, operands, names)
+    elif normalize or given != "probs":
+        forms = _args.settled_forms(given, normalize, 2)
     normalize = False
     if forms is not None and settled is not None:
         op, normalize, forms = settled(op, forms)

@@ -68,6 +68,18 @@ def test_budget(form: Operation, dtype: str, size: int, tier: str) -> None:
     assert_within_budget(got, rows, dtype)
 
 
+def test_chi2_of_numbers_of_any_size(tier: str, rng: np.random.Generator) -> None:
+    """The quotient of two numbers is not made from their logs, whose errors grow with the logs."""
+    form = BY_ID["chi2_divergence[logits-probs-kind]"]
+    rows = []
+    for size in (1, 3) * 20:
+        logits = rng.normal(size=size) * 10 ** rng.uniform(-1, 2.5)
+        rows.append(oracle.Row("far", (logits, 10 ** rng.uniform(-250, 120, size))))
+    for row in rows:
+        got = oracle.evaluate(fk, form, oracle.stacked([row]))
+        assert_within_budget(got, [measured(form, row, "float64")], "float64")
+
+
 @forms
 @dtypes
 def test_long_rows(form: Operation, dtype: str, tier: str, rng: np.random.Generator) -> None:

@@ -78,7 +78,7 @@ cdef void pairs_across(Plan* plan, Py_ssize_t row, Py_ssize_t first, Py_ssize_t 
         fetch[real](plan, &plan.operand[1], row + first, rows, 0, plan.classes, q, 1, LANES, absent)
         q_next = gapless(plan, &plan.operand[1], row + first + LANES, LANES, q)
     if is_pointwise(plan.op):
-        terms_across[real](plan.op, scratch, q, plan.classes, plan.normalize, plan.weight, p_next, q_next, a, first)
+        terms_across[real](plan.op, scratch, q, plan.classes, rows, plan.normalize, plan.weight, p_next, q_next, a, first)
     else:
         divergence_across[real](plan.op, scratch, q, plan.classes, rows, p_next, q_next, a, first)
 

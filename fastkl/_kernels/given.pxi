@@ -303,6 +303,7 @@ cdef inlined sum_by_ratios(int op, const Plan* plan, const real* a, const real* 
     cdef double ratio[LANES]
     cdef double larger[LANES]
     cdef double other[LANES]
+    cdef double lesser[LANES]
     cdef double size[LANES]
     cdef double small[LANES]
     cdef double less[LANES]
@@ -318,7 +319,7 @@ cdef inlined sum_by_ratios(int op, const Plan* plan, const real* a, const real* 
     cdef const real* v
     cdef const real* r
     for j in range(LANES):
-        t[j] = t_lo[j] = w[j] = w_lo[j] = c[j] = c_lo[j] = mark[j] = 0
+        t[j] = t_lo[j] = w[j] = w_lo[j] = c[j] = c_lo[j] = mark[j] = lesser[j] = 0
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
@@ -350,6 +351,9 @@ cdef inlined sum_by_ratios(int op, const Plan* plan, const real* a, const real* 
                 else:
                     for j in range(LANES):
                         other[j] = r[j] * (z.up[1][j] * up) * z.factor[1][j]
+                if op == CHI2:
+                    for j in range(LANES):
+                        lesser[j] = other[j] if ratio[j] > 0 else larger[j]
                 for j in range(LANES):
                     larger[j] = larger[j] if ratio[j] > 0 else other[j]
             for j in range(LANES):
@@ -400,6 +404,10 @@ cdef inlined sum_by_ratios(int op, const Plan* plan, const real* a, const real* 
                     u = larger[j] * less[j] * less[j]
                     near = u * e * down * e
                     near = near if size[j] < 1200 else infinity
+                    # Of two probabilities that have all their digits the quotient is better: the log of a number has an
+                    # error that grows with its size.
+                    rise = u * down * (larger[j] / lesser[j])
+                    near = rise if lesser[j] > 2.0 ** -900 else near
                     near = near if larger[j] > 0 else none
                     u *= down     # here and not in the end: the sum may be near the largest number
                     s[j] += near if ratio[j] > 0 else u

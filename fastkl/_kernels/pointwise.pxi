@@ -456,8 +456,8 @@ cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double 
         st.v_lo += w_lo[0]
 
 
-cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes, bint normalize, double weight,
-                       const char* p_next, const char* q_next, Sums* a, Py_ssize_t first) noexcept nogil:
+cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes, Py_ssize_t rows, bint normalize,
+                       double weight, const char* p_next, const char* q_next, Sums* a, Py_ssize_t first) noexcept nogil:
     """Up to LANES short rows, one lane a row, rows first .. first + LANES of the sums; a row outside the terms' domain takes
     the other form without its neighbours."""
     cdef Py_ssize_t at[3]
@@ -468,11 +468,13 @@ cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes,
     cdef int odd[LANES]
     cdef Reciprocals each
     cdef const Reciprocals* by = NULL
-    cdef int j
+    cdef Py_ssize_t j
     at[0] = at[1] = at[2] = -1
     if normalize:
         by = &each
         total_lanes(p, q, classes, p, q, at, s, s_lo, u, u_lo)
+        for j in range(rows, LANES):     # no row, but zeros, which shall not become NaN
+            s[j] = u[j] = 1
         for j in range(LANES):
             take_reciprocal(s[j], s_lo[j], &each.p[j], &each.p_lo[j])
             take_reciprocal(u[j], u_lo[j], &each.q[j], &each.q_lo[j])
