@@ -110,6 +110,7 @@ cdef enum:
     BLOCK = 4096     # elements between two folds
     VECTORS = 128    # in a block
     STRIP = 256      # elements that go through one step of a loop before the next
+    EXPS = 1024      # exponentials of a row that are made before they are summed
     WORDS = 64       # of 32 bits in a vector of doubles
     SPAN = 4112      # from one row of a block to the next in scratch: 4096 would put all of them into one set of the cache
     BLOCKS = 32      # in a chunk

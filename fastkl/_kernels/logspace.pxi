@@ -13,6 +13,21 @@ cdef inlined raise_tops(const real* v, real* top) noexcept nogil:
         top[j] = larger(v[j], top[j])
 
 
+cdef inlined raise_tops_by(const real* v, Py_ssize_t vectors, real* top) noexcept nogil:
+    """raise_tops of vectors side by side. Of a row with a NaN, whose result is NaN in any case, elements may be missed."""
+    cdef Py_ssize_t k = 0
+    cdef int j
+    while k + RUN <= vectors:
+        for j in range(LANES):
+            top[j] = larger(larger(larger(v[j], v[LANES + j]), larger(v[2 * LANES + j], v[3 * LANES + j])), top[j])
+        v += RUN * LANES
+        k += RUN
+    while k < vectors:
+        raise_tops(v, top)
+        v += LANES
+        k += 1
+
+
 cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, real* out) noexcept nogil:
     """Maximum of each lane."""
     cdef real top[LANES]
@@ -22,9 +37,8 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
         top[j] = -INFINITY
     while i < count:
         stop = next_patch(i, count, at)
-        while i < stop:
-            raise_tops(x + i * LANES, top)
-            i += 1
+        raise_tops_by(x + i * LANES, stop - i, top)
+        i = stop
         if i < count:
             raise_tops(vector_at(x, i, patch, at), top)
             i += 1
@@ -32,40 +46,47 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
         out[j] = top[j]
 
 
-cdef inlined join_exps(real* e, const real* scale, Py_ssize_t vectors) noexcept nogil:
-    """e = exp_join(e, scale) of a strip."""
-    cdef Py_ssize_t j, k
-    if real is float and vectors == STRIP // LANES:
-        for j in range(STRIP):
-            e[j] = exp_join(e[j], scale[j])
-        return
-    # Long chains, those of doubles: a loop over a vector inside a loop over vectors makes gcc take the steps of a vector's
-    # lanes in turns, and few wait for the one before.
-    for k in range(vectors):
-        for j in range(LANES):
-            e[k * LANES + j] = exp_join(e[k * LANES + j], scale[k * LANES + j])
-
-
-cdef inlined exp_strip(const real* x, Py_ssize_t first, Py_ssize_t vectors, const real* patch, const Py_ssize_t* at,
-                       const real* m, real* top, real* e, real* scale, const char* next, char* target) noexcept nogil:
-    """e = 2^64 exp(x - m), m a lane, of a strip: vectors first .. first + vectors; top: the lanes' maxima so far. What will
-    be read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
-    cdef Py_ssize_t k
+cdef inlined exp_vector(const real* v, const real* m, real* e) noexcept nogil:
+    """e = 2^64 exp(v - m) of a vector, m a lane. Of two loops of 32 gcc makes code that takes the steps of the lanes in turns,
+    so that few wait for the one before, and that keeps what is between the loops in registers; of one it would not."""
+    cdef real r[LANES]
+    cdef real scale[LANES]
     cdef int j
-    cdef const real* v
-    for k in range(vectors):
-        v = vector_at(x, first + k, patch, at)
-        fk_prefetch(next, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
-        fk_prefetch_write(target, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
-        for j in range(LANES):
-            exp_cut(v[j] - m[j], &e[k * LANES + j], &scale[k * LANES + j])
+    for j in range(LANES):
+        exp_cut(v[j] - m[j], &r[j], &scale[j])
+    for j in range(LANES):
+        e[j] = exp_join(r[j], scale[j])
+
+
+cdef inline Py_ssize_t vectors_at_once(Py_ssize_t left) noexcept nogil:
+    """Of how many of the vectors that are left the exponentials are made before they are summed."""
+    return EXPS // LANES if left > EXPS // LANES else left
+
+
+cdef inlined exp_vectors(const real* x, Py_ssize_t first, Py_ssize_t vectors, const real* patch, const Py_ssize_t* at,
+                         const real* m, real* top, real* e, const char* next, char* target) noexcept nogil:
+    """e = 2^64 exp(x - m) of vectors first .. first + vectors, m a lane; top: the lanes' maxima so far, or NULL. What will
+    be read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
+    cdef Py_ssize_t i = first, k = first, stop = first + vectors, whole
+    while i < stop:
+        # Up to the next vector that is patched all lie side by side: the loops have no question to ask.
+        whole = next_patch(i, stop, at)
+        for k in range(i, whole):
+            fk_prefetch(next, k * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch_write(target, k * LANES * sizeof(real), LANES * sizeof(real))
+            exp_vector(x + k * LANES, m, e + (k - first) * LANES)
         if top != NULL:
-            raise_tops(v, top)
-    join_exps(e, scale, vectors)
+            raise_tops_by(x + i * LANES, whole - i, top)
+        i = whole
+        if i < stop:
+            exp_vector(vector_at(x, i, patch, at), m, e + (i - first) * LANES)
+            if top != NULL:
+                raise_tops(vector_at(x, i, patch, at), top)
+            i += 1
 
 
 cdef inlined add_exps(const real* e, Py_ssize_t vectors, double* t) noexcept nogil:
-    """Add a strip's exponentials to the lanes' sums."""
+    """Add the exponentials of such vectors to the lanes' sums."""
     cdef Py_ssize_t k = 0
     cdef int j
     while k + RUN <= vectors:
@@ -83,9 +104,8 @@ cdef inlined add_exps(const real* e, Py_ssize_t vectors, double* t) noexcept nog
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
                         double* sums, real* tops, const char* next, char* target) noexcept nogil:
     """Per lane: 2^64 times the sum of exp(x - m), but for the element `hole`, and the maximum, of that element too. For
-    `next` and `target` see exp_strip."""
-    cdef real exps[STRIP]
-    cdef real scale[STRIP]
+    `next` and `target` see exp_vectors."""
+    cdef real exps[EXPS]
     cdef real reference[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
@@ -96,8 +116,8 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const 
         top[j] = -INFINITY
         t[j] = 0
     while i < count:
-        vectors = strip_size(count - i)
-        exp_strip(x, i, vectors, patch, at, reference, top, exps, scale, next, target)
+        vectors = vectors_at_once(count - i)
+        exp_vectors(x, i, vectors, patch, at, reference, top, exps, next, target)
         if i * LANES <= hole < (i + vectors) * LANES:
             exps[hole - i * LANES] = 0
         add_exps(exps, vectors, t)
@@ -116,8 +136,7 @@ cdef inline real fall(real m, real x) noexcept nogil:
 cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
                            double* sums, double* moments, real* tops, const char* next) noexcept nogil:
     """exp_sum_lanes, the sums to the same bits, and per lane 2^64 times the sum of (m - x) exp(x - m)."""
-    cdef real exps[STRIP]
-    cdef real scale[STRIP]
+    cdef real exps[EXPS]
     cdef real reference[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
@@ -134,8 +153,8 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, con
         top[j] = -INFINITY
         t[j] = w[j] = 0
     while i < count:
-        vectors = strip_size(count - i)
-        exp_strip(x, i, vectors, patch, at, reference, top, exps, scale, next, NULL)
+        vectors = vectors_at_once(count - i)
+        exp_vectors(x, i, vectors, patch, at, reference, top, exps, next, NULL)
         if i * LANES <= hole < (i + vectors) * LANES:
             exps[hole - i * LANES] = 0
         add_exps(exps, vectors, t)
@@ -169,8 +188,7 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
     """Per lane, where the maximum is known: the sum of exp(x - maximum) over the elements below it, the number of those
     that equal it, and if asked the sum of (maximum - x) exp(x - maximum). What will be read `next`
     and the lines of `target`, unless NULL, are prefetched meanwhile."""
-    cdef real exps[STRIP]
-    cdef real scale[STRIP]
+    cdef real exps[EXPS]
     cdef real m[LANES]
     cdef real s[LANES]
     cdef real u[LANES]
@@ -190,8 +208,8 @@ cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bi
         t[j] = w[j] = 0
         hits32[j] = hits64[j] = 0
     while i < count:
-        vectors = strip_size(count - i)
-        exp_strip(x, i, vectors, x, at, m, NULL, exps, scale, next, target)
+        vectors = vectors_at_once(count - i)
+        exp_vectors(x, i, vectors, x, at, m, NULL, exps, next, target)
         k = 0
         while k < vectors:
             stop = k + RUN if k + RUN < vectors else vectors
@@ -524,9 +542,8 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const Py_ssize_t* at, real m, real* out,
                           double* sums, const char* next, char* target) noexcept nogil:
     """out = 2^64 exp(x - m) of n elements, out may be x; and its sum per lane, as if it were of more digits than the data:
-    small ones added to a 1 one after another would all be rounded the same way. For `next` and `target` see exp_strip."""
-    cdef real exps[STRIP]
-    cdef real scale[STRIP]
+    small ones added to a 1 one after another would all be rounded the same way. For `next` and `target` see exp_vectors."""
+    cdef real exps[EXPS]
     cdef real reference[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
@@ -537,8 +554,8 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const 
         reference[j] = m
         t[j] = t_lo[j] = 0
     while i < count:
-        vectors = strip_size(count - i)
-        exp_strip(x, i, vectors, patch, at, reference, NULL, exps, scale, next, target)
+        vectors = vectors_at_once(count - i)
+        exp_vectors(x, i, vectors, patch, at, reference, NULL, exps, next, target)
         e = exps
         k = 0
         while k + RUN <= vectors:

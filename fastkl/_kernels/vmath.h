@@ -1,12 +1,12 @@
 /* The scalar mathematics of the kernels: exp, log, log1p and the KL term, one branch-free function each.
  *
- * Every function is inlined into a loop over 64 lanes, which the compiler vectorises. There are no calls, no tables and
+ * Every function is inlined into a loop over 32 lanes, which the compiler vectorises. There are no calls, no tables and
  * no branches, only arithmetic, bit moves and selects on computed values. A function of many steps is also there as
- * two, NAME_cut and NAME_join, for loops that do the first for some hundred elements before the second: a processor
- * keeps so few long chains of instructions in flight that it waits for their latency, and of short ones enough. The
- * same source serves every instruction set. Where one has fused multiply-add the results are the same bits; without it
- * the digits may differ, the bounds do not. It relies on -ffp-contract=off (fma only where it is written), on round to
- * nearest and on denormals being kept. -ffast-math would break it.
+ * two, NAME_cut and NAME_join, for loops that do the first for 32 elements or some hundred before the second: a
+ * processor keeps so few long chains of instructions in flight that it waits for their latency, and of short ones
+ * enough. The same source serves every instruction set. Where one has fused multiply-add the results are the same
+ * bits; without it the digits may differ, the bounds do not. It relies on -ffp-contract=off (fma only where it is
+ * written), on round to nearest and on denormals being kept. -ffast-math would break it.
  *
  * Errors are the largest seen, those without fma in parentheses: in ulps of the exact result, or relative to it in
  * eps (2^-23, 2^-52). float exp and log were run on every bit pattern, the others on 10^7 to 10^8 random ones;
