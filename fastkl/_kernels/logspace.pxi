@@ -664,26 +664,18 @@ cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t
 
 cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, double* sums, const char* next,
                            char* target) noexcept nogil:
-    """exp_store_lanes of a tile of short rows, in place: 16 lanes' exponentials at a time, which stay in registers, and
-    then their sums, two of them added in the data's own type."""
-    cdef real m[16]
+    """exp_store_lanes of a tile of short rows, in place: the exponentials and then their sums, two of them added in the
+    data's own type."""
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef Py_ssize_t c, g = 0
+    cdef Py_ssize_t c
     cdef int j
-    cdef real* v
+    cdef const real* v
     cdef const real* w
-    while g < LANES:
-        for j in range(16):
-            m[j] = maxima[g + j]
-        v = tile + g
-        for c in range(classes):
-            fk_prefetch(next, (c * LANES + g) * sizeof(real), 16 * sizeof(real))
-            fk_prefetch_write(target, (c * LANES + g) * sizeof(real), 16 * sizeof(real))
-            for j in range(16):
-                v[j] = exp_up(v[j] - m[j])
-            v += LANES
-        g += 16
+    for c in range(classes):
+        fk_prefetch(next, c * LANES * sizeof(real), LANES * sizeof(real))
+        fk_prefetch_write(target, c * LANES * sizeof(real), LANES * sizeof(real))
+        exp_vector(tile + c * LANES, maxima, tile + c * LANES)
     for j in range(LANES):
         t[j] = t_lo[j] = 0
     for c in range(classes // 2):
