@@ -396,15 +396,19 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
     cdef float s[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef uint32_t odd_words[LANES]
-    cdef float low = 2.0 ** -149, high = largest(<float>0)
+    cdef uint32_t p_most[LANES]
+    cdef uint32_t q_most[LANES]
+    cdef int32_t q_least[LANES]
+    cdef uint32_t p_high = bits_f32(<float>INFINITY), q_high = bits_f32(largest(<float>0)), word
+    cdef int32_t signed_word
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const float* x
     cdef const float* y
     for j in range(LANES):
         t[j] = t_lo[j] = 0
-        odd_words[j] = 0
+        p_most[j] = q_most[j] = 0
+        q_least[j] = 0x7fffffff
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
@@ -416,14 +420,19 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
             fk_prefetch(q_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(y[j])
-                # p >= 0 and low <= q <= high
-                odd_words[j] |= fk_outside_f32(y[j], y[j], low, high) | fk_outside_f32(x[j], x[j], 0, INFINITY)
+                word = bits_f32(x[j])
+                p_most[j] = word if word > p_most[j] else p_most[j]
+                word = bits_f32(y[j])
+                q_most[j] = word if word > q_most[j] else q_most[j]
+                signed_word = <int32_t>word
+                q_least[j] = signed_word if signed_word < q_least[j] else q_least[j]
             i += 1
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
-        odd[j] = odd_words[j] >> 31
+        # p >= 0 and 0 < q <= largest
+        odd[j] = (p_most[j] > p_high) | (q_most[j] > q_high) | (q_least[j] <= 0)
 
 
 cdef inlined cross_entropy_strips(const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,

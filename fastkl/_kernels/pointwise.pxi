@@ -218,6 +218,7 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
         fk_prefetch(p_next, i * LANES * sizeof(real), n * sizeof(real))
         if by == NULL:
             terms_of_strip(op, x, y, NULL, weight, n, s)
+            fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
         else:
             for k in range(vectors):
                 for j in range(LANES):
@@ -225,8 +226,8 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
                                                by.q_lo[j], &p_divided[k * LANES + j], &q_divided[k * LANES + j])
             a = p_divided
             b = q_divided
+            fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
             terms_of_strip(op, a, b, d, weight, n, s)
-        fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
         add_strip(s, vectors, t, t_lo)
         raise_words(a, vectors, highest)
         raise_words(b, vectors, highest)
