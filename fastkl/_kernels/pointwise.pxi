@@ -169,15 +169,17 @@ cdef inlined js_strip(const real* p, const real* q, const real* d, real weight, 
                     + rest * kl_join_f64(q[j], q_w[j], q_gap[j], q_near[j]))
 
 
-cdef inlined terms_of_strip(int op, const real* p, const real* q, const real* d, real weight, Py_ssize_t n,
+cdef inlined terms_of_strip(int op, const real* p, const real* q, const real* d, real weight, Py_ssize_t vectors,
                             real* s) noexcept nogil:
     """s = the terms of a strip; d as in gap_of."""
-    cdef Py_ssize_t j
+    cdef Py_ssize_t k
+    cdef int j
     if op == JS:
-        js_strip(p, q, d, weight, n, s)
-    else:
-        for j in range(n):
-            s[j] = term(op, p[j], q[j], gap_of(p, q, d, j), weight)
+        js_strip(p, q, d, weight, vectors * LANES, s)
+        return
+    for k in range(vectors):
+        for j in range(LANES):
+            s[k * LANES + j] = term(op, p[k * LANES + j], q[k * LANES + j], gap_of(p, q, d, k * LANES + j), weight)
 
 
 cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -217,7 +219,7 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
         y = b = strip_at(q, i, vectors, q_patch, at, q_spare)
         fk_prefetch(p_next, i * LANES * sizeof(real), n * sizeof(real))
         if by == NULL:
-            terms_of_strip(op, x, y, NULL, weight, n, s)
+            terms_of_strip(op, x, y, NULL, weight, vectors, s)
             fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
         else:
             for k in range(vectors):
@@ -227,7 +229,7 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
             a = p_divided
             b = q_divided
             fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
-            terms_of_strip(op, a, b, d, weight, n, s)
+            terms_of_strip(op, a, b, d, weight, vectors, s)
         add_strip(s, vectors, t, t_lo)
         raise_words(a, vectors, highest)
         raise_words(b, vectors, highest)
