@@ -64,121 +64,107 @@ cdef inline Py_ssize_t strip_size(Py_ssize_t count) noexcept nogil:
     return STRIP // LANES if count > STRIP // LANES else count
 
 
+cdef inlined add_runs(bint differs, const float* e, const float* x, const float* y, Py_ssize_t vectors, double* t,
+                      double* d) noexcept nogil:
+    """Add a strip's float terms to the lanes' sums, those of RUN vectors one after another, and if asked each p - q to d."""
+    cdef Py_ssize_t k = 0
+    cdef float s[LANES]
+    cdef int j
+    cdef double sum
+    while k + RUN <= vectors:
+        for j in range(LANES):
+            t[j] += ((e[j] + e[LANES + j]) + e[2 * LANES + j]) + e[3 * LANES + j]
+        if differs:
+            for j in range(LANES):
+                sum = d[j] + <double>(x[j] - y[j])
+                sum += <double>(x[LANES + j] - y[LANES + j])
+                sum += <double>(x[2 * LANES + j] - y[2 * LANES + j])
+                d[j] = sum + <double>(x[3 * LANES + j] - y[3 * LANES + j])
+        e += RUN * LANES
+        x += RUN * LANES
+        y += RUN * LANES
+        k += RUN
+    if k == vectors:
+        return
+    for j in range(LANES):
+        s[j] = 0
+    while k < vectors:
+        for j in range(LANES):
+            s[j] += e[j]
+        if differs:
+            for j in range(LANES):
+                d[j] += <double>(x[j] - y[j])
+        e += LANES
+        x += LANES
+        y += LANES
+        k += 1
+    for j in range(LANES):
+        t[j] += s[j]
+
+
 cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count, const float* p_patch, const float* q_patch,
                         const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
                         int* odd, const char* p_next, const char* q_next) noexcept nogil:
-    """kl_lanes of float32: a term's chain is short, so that all of it is done at once, vector by vector."""
-    cdef float s[LANES]
-    cdef double t[LANES]
-    cdef double t_lo[LANES]
-    cdef double d[LANES]
-    cdef double e[LANES]
-    cdef double w[LANES]
-    cdef uint32_t odd_words[LANES]
-    cdef float low = smallest_q(<float>0), high = largest(<float>0)
-    cdef Py_ssize_t i = 0, stop
-    cdef int j
-    cdef const float* x
-    cdef const float* y
-    for j in range(LANES):
-        t[j] = t_lo[j] = d[j] = e[j] = w[j] = 0
-        odd_words[j] = 0
-    while i < count:
-        stop = i + RUN if i + RUN < count else count
-        for j in range(LANES):
-            s[j] = 0
-        while i < stop:
-            x = vector_at(p, i, p_patch, at)
-            y = vector_at(q, i, q_patch, at)
-            fk_prefetch(p_next, i * LANES * sizeof(float), LANES * sizeof(float))
-            fk_prefetch(q_next, i * LANES * sizeof(float), LANES * sizeof(float))
-            for j in range(LANES):
-                s[j] += kl_term(x[j], y[j])
-                odd_words[j] |= fk_outside_f32(x[j], y[j], low, high)
-            if op != GENERALIZED_KL:
-                for j in range(LANES):
-                    d[j] += <double>(x[j] - y[j])
-            if op == KL_NORMALIZED:
-                for j in range(LANES):
-                    w[j] += <double>x[j]
-            i += 1
-        for j in range(LANES):
-            add_run(&t[j], &t_lo[j], s[j])
-    for j in range(LANES):
-        sums[j] = closed(t[j], t_lo[j])
-        differences[j] = d[j]
-        differences_lo[j] = e[j]
-        masses[j] = w[j]
-        odd[j] = odd_words[j] >> 31
-
-
-cdef loop kl_across_lanes(const float* p, const float* q, Py_ssize_t count, bint differs, double* sums,
-                          double* differences, int* odd, const char* p_next, const char* q_next) noexcept nogil:
-    """kl_lanes of whole float vectors, to the same bits, for at most ACROSS of them. The terms of 16 lanes, which stay
-    in registers, are summed by runs, and after that the runs and the differences in double. A number's bits grow with
-    it, and those of a negative one are the largest without, the smallest with a sign: two comparisons tell what is
-    outside."""
-    cdef float runs[RUNS * LANES]
-    cdef float s[16]
-    cdef uint32_t most[16]
-    cdef int32_t least[16]
-    cdef uint32_t p_most[LANES]
-    cdef int32_t q_least[LANES]
+    """kl_lanes of float32, in strips for the sums' sake. A vector's terms are made in steps whose arrays stay in registers.
+    A number's bits grow with it, and those of a negative one are the largest without, the smallest with a sign: two
+    comparisons tell what is outside the domain."""
+    cdef float p_spare[STRIP]
+    cdef float q_spare[STRIP]
+    cdef float s[STRIP]
+    cdef float w[LANES]
+    cdef float gap[LANES]
+    cdef float near[LANES]
+    cdef float far[LANES]
+    cdef uint32_t most[LANES]
+    cdef int32_t least[LANES]
     cdef double t[LANES]
     cdef double d[LANES]
+    cdef double m[LANES]
     cdef uint32_t high = bits_f32(largest(<float>0)), word
     cdef int32_t low = <int32_t>bits_f32(smallest_q(<float>0)), signed_word
-    cdef Py_ssize_t i, stop, g = 0
+    cdef Py_ssize_t i = 0, vectors, k
     cdef int j
     cdef const float* x
     cdef const float* y
-    cdef float* run
-    while g < LANES:
-        for j in range(16):
-            most[j] = 0
-            least[j] = 0x7fffffff
-        x = p + g
-        y = q + g
-        run = runs + g
-        i = 0
-        while i < count:
-            stop = i + RUN if i + RUN < count else count
-            for j in range(16):
-                s[j] = 0
-            while i < stop:
-                fk_prefetch(p_next, (i * LANES + g) * sizeof(float), 16 * sizeof(float))
-                fk_prefetch(q_next, (i * LANES + g) * sizeof(float), 16 * sizeof(float))
-                for j in range(16):
-                    s[j] += kl_term_f32(x[j], y[j])
-                    word = bits_f32(x[j])
-                    signed_word = <int32_t>bits_f32(y[j])
-                    most[j] = word if word > most[j] else most[j]
-                    least[j] = signed_word if signed_word < least[j] else least[j]
-                x += LANES
-                y += LANES
-                i += 1
-            for j in range(16):
-                run[j] = s[j]
-            run += LANES
-        for j in range(16):
-            p_most[g + j] = most[j]
-            q_least[g + j] = least[j]
-        g += 16
+    cdef const float* a
+    cdef const float* b
+    cdef float* terms
     for j in range(LANES):
-        t[j] = d[j] = 0
-    for i in range((count + RUN - 1) // RUN):
-        run = runs + i * LANES
-        for j in range(LANES):
-            t[j] += run[j]
-    for i in range(count if differs else 0):
-        x = p + i * LANES
-        y = q + i * LANES
-        for j in range(LANES):
-            d[j] += <double>(x[j] - y[j])
+        t[j] = d[j] = m[j] = 0
+        most[j] = 0
+        least[j] = 0x7fffffff
+    while i < count:
+        vectors = strip_size(count - i)
+        x = a = strip_at(p, i, vectors, p_patch, at, p_spare)
+        y = b = strip_at(q, i, vectors, q_patch, at, q_spare)
+        terms = s
+        for k in range(i, i + vectors):
+            fk_prefetch(p_next, k * LANES * sizeof(float), LANES * sizeof(float))
+            fk_prefetch(q_next, k * LANES * sizeof(float), LANES * sizeof(float))
+            for j in range(LANES):
+                kl_cut_f32(a[j], b[j], &w[j], &gap[j], &near[j], &far[j])
+            for j in range(LANES):
+                terms[j] = kl_join_f32(a[j], w[j], gap[j], near[j], far[j])
+            for j in range(LANES):
+                word = bits_f32(a[j])
+                signed_word = <int32_t>bits_f32(b[j])
+                most[j] = word if word > most[j] else most[j]
+                least[j] = signed_word if signed_word < least[j] else least[j]
+            a += LANES
+            b += LANES
+            terms += LANES
+        add_runs(op != GENERALIZED_KL, s, x, y, vectors, t, d)
+        if op == KL_NORMALIZED:
+            for k in range(vectors):
+                for j in range(LANES):
+                    m[j] += <double>x[k * LANES + j]
+        i += vectors
     for j in range(LANES):
         sums[j] = t[j]
         differences[j] = d[j]
-        odd[j] = (p_most[j] > high) | (q_least[j] < low)
+        differences_lo[j] = 0
+        masses[j] = m[j]
+        odd[j] = (most[j] > high) | (least[j] < low)
 
 
 cdef inlined mark_outside(const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,
@@ -410,15 +396,19 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
     cdef float s[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef uint32_t odd_words[LANES]
-    cdef float low = 2.0 ** -149, high = largest(<float>0)
+    cdef uint32_t p_most[LANES]
+    cdef uint32_t q_most[LANES]
+    cdef int32_t q_least[LANES]
+    cdef uint32_t p_high = bits_f32(<float>INFINITY), q_high = bits_f32(largest(<float>0)), word
+    cdef int32_t signed_word
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const float* x
     cdef const float* y
     for j in range(LANES):
         t[j] = t_lo[j] = 0
-        odd_words[j] = 0
+        p_most[j] = q_most[j] = 0
+        q_least[j] = 0x7fffffff
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
@@ -430,14 +420,19 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
             fk_prefetch(q_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(y[j])
-                # p >= 0 and low <= q <= high
-                odd_words[j] |= fk_outside_f32(y[j], y[j], low, high) | fk_outside_f32(x[j], x[j], 0, INFINITY)
+                word = bits_f32(x[j])
+                p_most[j] = word if word > p_most[j] else p_most[j]
+                word = bits_f32(y[j])
+                q_most[j] = word if word > q_most[j] else q_most[j]
+                signed_word = <int32_t>word
+                q_least[j] = signed_word if signed_word < q_least[j] else q_least[j]
             i += 1
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
-        odd[j] = odd_words[j] >> 31
+        # p >= 0 and 0 < q <= largest
+        odd[j] = (p_most[j] > p_high) | (q_most[j] > q_high) | (q_least[j] <= 0)
 
 
 cdef inlined cross_entropy_strips(const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,
@@ -621,15 +616,7 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     at[0] = at[1] = at[2] = -1
     for j in range(LANES):
         a.s_lo[first + j] = a.v_lo[first + j] = 0
-    if real is float and (op == KL or op == GENERALIZED_KL):
-        for j in range(LANES):
-            a.u_lo[first + j] = a.v[first + j] = 0
-        kl_across_lanes(<const float*>p, <const float*>q, classes, op == KL, a.s + first, a.u + first, odd, p_next,
-                        q_next)
-        mark_odd_sums(a.s + first, smallest_q(p[0]), odd)
-    else:
-        fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next,
-                   q_next)
+    fast_lanes(op, p, q, classes, p, q, at, a.s + first, a.u + first, a.u_lo + first, a.v + first, odd, p_next, q_next)
     for j in range(rows):
         any_odd |= odd[j]
     if any_odd:

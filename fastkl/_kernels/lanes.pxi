@@ -32,6 +32,8 @@ cdef extern from "vmath.h" nogil:
     void log1p_sum_split_f64(double y, double* hi, double* lo)
     double log1p_sum_f32(double y)
     float kl_term_f32(float p, float q)
+    void kl_cut_f32(float p, float q, float* w, float* d, float* near, float* far)
+    float kl_join_f32(float p, float w, float d, float near, float far)
     double kl_term_f64(double p, double q)
     void kl_cut_f64(double p, double q, double* w, double* d, double* near)
     void kl_cut_by_f64(double p, double q, double p_less_q, double* w, double* d, double* near)
@@ -119,7 +121,6 @@ cdef enum:
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
-    RUNS = 64        # = ACROSS / RUN: in a short row
     MAXDIM = 64      # NumPy's own limit
 
 

@@ -123,39 +123,63 @@ cdef inline real divided(real p, real q, double by_p, double by_p_lo, double by_
         return (a - b) + (a_lo - b_lo)
 
 
-cdef inlined js_strip(const real* p, const real* q, const real* d, real weight, Py_ssize_t n, real* w, real* gap, real* near,
-                      real* s) noexcept nogil:
-    """s = the JS terms of a strip, to the bits of js_term; w, gap and near are scratch."""
+cdef inline real gap_of(const real* p, const real* q, const real* d, Py_ssize_t j) noexcept nogil:
+    """p - q: d, where it is known better."""
+    return p[j] - q[j] if d == NULL else d[j]
+
+
+cdef inlined js_strip(const real* p, const real* q, const real* d, real weight, Py_ssize_t n, real* s) noexcept nogil:
+    """s = the JS terms of a strip, to the bits of js_term; d as in gap_of."""
+    cdef real w[STRIP]
+    cdef real gap[STRIP]
+    cdef real near[STRIP]
+    cdef real q_w[STRIP]
+    cdef real q_gap[STRIP]
+    cdef real q_near[STRIP]
     cdef Py_ssize_t j
-    cdef real rest = 1 - weight, half = 0.5, quarter = 0.25
+    cdef real rest = 1 - weight, half = 0.5, quarter = 0.25, m, e
     if real is float:
         # Short chains: two steps would cost more than they save.
         if weight == half:
+            # Of 2 p, 2 q and p + q: the same bits with fewer products.
             for j in range(n):
-                s[j] = quarter * (kl_term_by_f32(p[j] + p[j], p[j] + q[j], d[j])
-                                  + kl_term_by_f32(q[j] + q[j], p[j] + q[j], -d[j]))
+                m = p[j] + q[j]
+                e = gap_of(p, q, d, j)
+                s[j] = quarter * (kl_term_by_f32(p[j] + p[j], m, e) + kl_term_by_f32(q[j] + q[j], m, -e))
         else:
             for j in range(n):
-                s[j] = js_term_f32(p[j], q[j], d[j], weight)
+                s[j] = js_term_f32(p[j], q[j], gap_of(p, q, d, j), weight)
     elif weight == half:
-        # Of 2 p, 2 q and p + q: the same bits with fewer products.
         for j in range(n):
-            kl_cut_by_f64(p[j] + p[j], p[j] + q[j], d[j], &w[j], &gap[j], &near[j])
+            m = p[j] + q[j]
+            e = gap_of(p, q, d, j)
+            kl_cut_by_f64(p[j] + p[j], m, e, &w[j], &gap[j], &near[j])
+            kl_cut_by_f64(q[j] + q[j], m, -e, &q_w[j], &q_gap[j], &q_near[j])
         for j in range(n):
-            s[j] = kl_join_f64(p[j] + p[j], w[j], gap[j], near[j])
-        for j in range(n):
-            kl_cut_by_f64(q[j] + q[j], p[j] + q[j], -d[j], &w[j], &gap[j], &near[j])
-        for j in range(n):
-            s[j] = quarter * (s[j] + kl_join_f64(q[j] + q[j], w[j], gap[j], near[j]))
+            s[j] = quarter * (kl_join_f64(p[j] + p[j], w[j], gap[j], near[j])
+                              + kl_join_f64(q[j] + q[j], q_w[j], q_gap[j], q_near[j]))
     else:
         for j in range(n):
-            kl_cut_by_f64(p[j], weight * p[j] + rest * q[j], rest * d[j], &w[j], &gap[j], &near[j])
+            m = weight * p[j] + rest * q[j]
+            e = gap_of(p, q, d, j)
+            kl_cut_by_f64(p[j], m, rest * e, &w[j], &gap[j], &near[j])
+            kl_cut_by_f64(q[j], m, -(weight * e), &q_w[j], &q_gap[j], &q_near[j])
         for j in range(n):
-            s[j] = weight * kl_join_f64(p[j], w[j], gap[j], near[j])
-        for j in range(n):
-            kl_cut_by_f64(q[j], weight * p[j] + rest * q[j], -(weight * d[j]), &w[j], &gap[j], &near[j])
-        for j in range(n):
-            s[j] += rest * kl_join_f64(q[j], w[j], gap[j], near[j])
+            s[j] = (weight * kl_join_f64(p[j], w[j], gap[j], near[j])
+                    + rest * kl_join_f64(q[j], q_w[j], q_gap[j], q_near[j]))
+
+
+cdef inlined terms_of_strip(int op, const real* p, const real* q, const real* d, real weight, Py_ssize_t vectors,
+                            real* s) noexcept nogil:
+    """s = the terms of a strip; d as in gap_of."""
+    cdef Py_ssize_t k
+    cdef int j
+    if op == JS:
+        js_strip(p, q, d, weight, vectors * LANES, s)
+        return
+    for k in range(vectors):
+        for j in range(LANES):
+            s[k * LANES + j] = term(op, p[k * LANES + j], q[k * LANES + j], gap_of(p, q, d, k * LANES + j), weight)
 
 
 cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -169,9 +193,6 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
     cdef real q_divided[STRIP]
     cdef real s[STRIP]
     cdef real d[STRIP]
-    cdef real w[STRIP]
-    cdef real gap[STRIP]
-    cdef real near[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double u[LANES]
@@ -198,8 +219,8 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
         y = b = strip_at(q, i, vectors, q_patch, at, q_spare)
         fk_prefetch(p_next, i * LANES * sizeof(real), n * sizeof(real))
         if by == NULL:
-            for j in range(n):
-                d[j] = x[j] - y[j]
+            terms_of_strip(op, x, y, NULL, weight, vectors, s)
+            fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
         else:
             for k in range(vectors):
                 for j in range(LANES):
@@ -207,12 +228,8 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
                                                by.q_lo[j], &p_divided[k * LANES + j], &q_divided[k * LANES + j])
             a = p_divided
             b = q_divided
-        fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
-        if op == JS:
-            js_strip(a, b, d, weight, n, w, gap, near, s)
-        else:
-            for j in range(n):
-                s[j] = term(op, a[j], b[j], d[j], weight)
+            fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
+            terms_of_strip(op, a, b, d, weight, vectors, s)
         add_strip(s, vectors, t, t_lo)
         raise_words(a, vectors, highest)
         raise_words(b, vectors, highest)
