@@ -105,9 +105,7 @@ cdef inlined add_runs(bint differs, const float* e, const float* x, const float*
 cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count, const float* p_patch, const float* q_patch,
                         const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
                         int* odd, const char* p_next, const char* q_next) noexcept nogil:
-    """kl_lanes of float32, in strips for the sums' sake. A vector's terms are made in steps whose arrays stay in registers.
-    A number's bits grow with it, and those of a negative one are the largest without, the smallest with a sign: two
-    comparisons tell what is outside the domain."""
+    """kl_lanes of float32, in strips for the sums' sake. A vector's terms are made in steps whose arrays stay in registers."""
     cdef float p_spare[STRIP]
     cdef float q_spare[STRIP]
     cdef float s[STRIP]
@@ -115,13 +113,11 @@ cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count
     cdef float gap[LANES]
     cdef float near[LANES]
     cdef float far[LANES]
-    cdef uint32_t most[LANES]
-    cdef int32_t least[LANES]
+    cdef uint32_t highest[LANES]
+    cdef int32_t lowest_word[LANES]
     cdef double t[LANES]
     cdef double d[LANES]
     cdef double m[LANES]
-    cdef uint32_t high = bits_f32(largest(<float>0)), word
-    cdef int32_t low = <int32_t>bits_f32(smallest_q(<float>0)), signed_word
     cdef Py_ssize_t i = 0, vectors, k
     cdef int j
     cdef const float* x
@@ -131,8 +127,8 @@ cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count
     cdef float* terms
     for j in range(LANES):
         t[j] = d[j] = m[j] = 0
-        most[j] = 0
-        least[j] = 0x7fffffff
+        odd[j] = highest[j] = 0
+        lowest_word[j] = 0x7fffffff
     while i < count:
         vectors = strip_size(count - i)
         x = a = strip_at(p, i, vectors, p_patch, at, p_spare)
@@ -145,11 +141,8 @@ cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count
                 kl_cut_f32(a[j], b[j], &w[j], &gap[j], &near[j], &far[j])
             for j in range(LANES):
                 terms[j] = kl_join_f32(a[j], w[j], gap[j], near[j], far[j])
-            for j in range(LANES):
-                word = bits_f32(a[j])
-                signed_word = <int32_t>bits_f32(b[j])
-                most[j] = word if word > most[j] else most[j]
-                least[j] = signed_word if signed_word < least[j] else least[j]
+            raise_words(a, 1, highest)
+            lower_words(b, 1, lowest_word)
             a += LANES
             b += LANES
             terms += LANES
@@ -164,7 +157,8 @@ cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count
         differences[j] = d[j]
         differences_lo[j] = 0
         masses[j] = m[j]
-        odd[j] = (most[j] > high) | (least[j] < low)
+    mark_above(highest, largest(<float>0), odd)
+    mark_below(lowest_word, smallest_q(<float>0), odd)
 
 
 cdef inlined mark_outside(const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,
@@ -396,19 +390,17 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
     cdef float s[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef uint32_t p_most[LANES]
-    cdef uint32_t q_most[LANES]
-    cdef int32_t q_least[LANES]
-    cdef uint32_t p_high = bits_f32(<float>INFINITY), q_high = bits_f32(largest(<float>0)), word
-    cdef int32_t signed_word
+    cdef uint32_t p_highest[LANES]
+    cdef uint32_t q_highest[LANES]
+    cdef int32_t lowest_word[LANES]
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const float* x
     cdef const float* y
     for j in range(LANES):
         t[j] = t_lo[j] = 0
-        p_most[j] = q_most[j] = 0
-        q_least[j] = 0x7fffffff
+        odd[j] = p_highest[j] = q_highest[j] = 0
+        lowest_word[j] = 0x7fffffff
     while i < count:
         stop = i + RUN if i + RUN < count else count
         for j in range(LANES):
@@ -420,19 +412,18 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
             fk_prefetch(q_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
                 s[j] -= x[j] * log_of(y[j])
-                word = bits_f32(x[j])
-                p_most[j] = word if word > p_most[j] else p_most[j]
-                word = bits_f32(y[j])
-                q_most[j] = word if word > q_most[j] else q_most[j]
-                signed_word = <int32_t>word
-                q_least[j] = signed_word if signed_word < q_least[j] else q_least[j]
+            raise_words(x, 1, p_highest)
+            raise_words(y, 1, q_highest)
+            lower_words(y, 1, lowest_word)
             i += 1
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
-        # p >= 0 and 0 < q <= largest
-        odd[j] = (p_most[j] > p_high) | (q_most[j] > q_high) | (q_least[j] <= 0)
+    # p >= 0 and 0 < q <= largest
+    mark_above(p_highest, <float>INFINITY, odd)
+    mark_above(q_highest, largest(<float>0), odd)
+    mark_below(lowest_word, <float>(2.0 ** -149), odd)
 
 
 cdef inlined cross_entropy_strips(const double* p, const double* q, Py_ssize_t count, const double* p_patch, const double* q_patch,

@@ -67,7 +67,7 @@ cdef inlined exp_vectors(const real* x, Py_ssize_t first, Py_ssize_t vectors, co
                          const real* m, real* top, real* e, const char* next, char* target) noexcept nogil:
     """e = 2^64 exp(x - m) of vectors first .. first + vectors, m a lane; top: the lanes' maxima so far, or NULL. What will
     be read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
-    cdef Py_ssize_t i = first, k = first, stop = first + vectors, whole
+    cdef Py_ssize_t i = first, stop = first + vectors, k, whole
     while i < stop:
         # Up to the next vector that is patched all lie side by side: the loops have no question to ask.
         whole = next_patch(i, stop, at)
@@ -244,12 +244,12 @@ cdef loop weighted_lanes(const real* x, const real* b, Py_ssize_t count, const r
     """Per lane: 2^64 times the sum of b exp(x - reference) over the elements with b != 0."""
     cdef real m[LANES]
     cdef real s[LANES]
+    cdef real e[LANES]
     cdef double t[LANES]
     cdef Py_ssize_t i = 0, stop
     cdef int j
     cdef const real* v
     cdef const real* w
-    cdef real e
     for j in range(LANES):
         m[j] = reference[j]
         t[j] = 0
@@ -260,9 +260,10 @@ cdef loop weighted_lanes(const real* x, const real* b, Py_ssize_t count, const r
         while i < stop:
             v = vector_at(x, i, patch, at)
             w = vector_at(b, i, b_patch, at)
+            exp_vector(v, m, e)
             for j in range(LANES):
-                e = w[j] * exp_up(v[j] - m[j])
-                s[j] += 0 if w[j] == 0 else e
+                e[j] *= w[j]
+                s[j] += 0 if w[j] == 0 else e[j]
             i += 1
         for j in range(LANES):
             t[j] += s[j]

@@ -218,17 +218,17 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
         x = a = strip_at(p, i, vectors, p_patch, at, p_spare)
         y = b = strip_at(q, i, vectors, q_patch, at, q_spare)
         fk_prefetch(p_next, i * LANES * sizeof(real), n * sizeof(real))
-        if by == NULL:
-            terms_of_strip(op, x, y, NULL, weight, vectors, s)
-            fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
-        else:
+        if by != NULL:
             for k in range(vectors):
                 for j in range(LANES):
                     d[k * LANES + j] = divided(x[k * LANES + j], y[k * LANES + j], by.p[j], by.p_lo[j], by.q[j],
                                                by.q_lo[j], &p_divided[k * LANES + j], &q_divided[k * LANES + j])
             a = p_divided
             b = q_divided
-            fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
+        fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
+        if by == NULL:
+            terms_of_strip(op, x, y, NULL, weight, vectors, s)
+        else:
             terms_of_strip(op, a, b, d, weight, vectors, s)
         add_strip(s, vectors, t, t_lo)
         raise_words(a, vectors, highest)
