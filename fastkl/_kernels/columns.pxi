@@ -6,16 +6,17 @@
 # each column; RUN classes that are LANES apart are added in the data's own type. A change to one of those loops is to be
 # made here, too: tests/test_same_bits.py holds one against the other.
 #
-# Most numbers are read where they lie. The columns after the last whole GRAIN are copied, and padded with ones whose sums
-# nobody reads; so is a run of classes with an element that is to be left out of a column (its label, its maximum, what is
-# under the mask): there the copy holds -inf.
+# Most numbers are read where they lie. What is masked is copied, and so are the columns after the last whole GRAIN where the
+# array does not go on behind them; sums of columns that only fill a GRAIN are not read. Of a class with elements that are to
+# be left out of their columns (the label, the maximum) the stretch is copied, with -inf there.
+
+from libc.stdint cimport int16_t
 
 cdef enum:
-    GRAIN = 16          # widths are multiples of it: whole vectors
-    GRAINS = 16         # in a tile, at most
+    GRAIN = 32          # widths are multiples of it: what exp_vector takes
+    GRAINS = 8          # in a tile, at most
     WIDE = 256          # columns of a tile, at most: STRETCH // itemsize of the smaller type
-    STRETCH = 1024      # bytes of a class that are read together: memory is not read well in shorter ones
-    CACHED = 262144     # bytes of a block that is read twice, for the maxima and the sums: a copy of it stays in the cache
+    STRETCH = 1024      # bytes of a class that are read together: memory is not read well in much shorter ones
     LOOSE = 32          # bytes of columns that are copied together to take the form that is right for every double
 
 
@@ -27,6 +28,8 @@ cdef struct Columns:
     double label[WIDE]
     double m[BLOCKS][WIDE]
     double s[WIDE]
+    int16_t absent[BLOCK]       # of each class of a block an element that is left out, or -1: w is column w's label,
+    int16_t others[2 * WIDE]    # WIDE + w its maximum; and of each such element another one of the same class, or -1
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t columns) noexcept nogil:
@@ -61,35 +64,30 @@ cdef inline Py_ssize_t tile_size_of_columns(const Plan* plan, size_t itemsize, i
     return padded((rows + tiles - 1) // tiles)
 
 
-cdef inline Py_ssize_t near_columns(Py_ssize_t n, size_t itemsize) noexcept nogil:
-    """Columns of n classes, at most BLOCK, whose block is copied at once."""
-    cdef Py_ssize_t most = STRETCH // itemsize, fit = CACHED // (n * <Py_ssize_t>itemsize) // GRAIN * GRAIN
-    return most if fit > most else (fit if fit > GRAIN else GRAIN)
-
-
-cdef inline Py_ssize_t block_bytes(size_t itemsize) noexcept nogil:
-    """Scratch for a copy of the block of near_columns, of a run of both operands, or of LOOSE bytes of columns of each."""
-    cdef Py_ssize_t block = GRAIN * BLOCK * <Py_ssize_t>itemsize, loose = 2 * LOOSE * SPAN
-    return block if block > loose else loose
+cdef inline Py_ssize_t copy_bytes() noexcept nogil:
+    """Scratch for a copy of a run of both operands, or of LOOSE bytes of columns of each."""
+    cdef Py_ssize_t run = 2 * RUN * LANES * STRETCH, loose = 2 * LOOSE * SPAN
+    return run if run > loose else loose
 
 
 cdef inline Py_ssize_t columns_scratch(size_t itemsize) noexcept nogil:
-    """Bytes that the columns of a tile take: their block, the lanes' sums and maxima, and what is known of them."""
-    return (block_bytes(itemsize) + LANES * (STRETCH // <Py_ssize_t>itemsize) * (5 * <Py_ssize_t>sizeof(double)
-            + <Py_ssize_t>itemsize) + <Py_ssize_t>sizeof(Columns))
+    """Bytes that the columns of a tile take: their copies, the lanes' sums and maxima, and what is known of them."""
+    return (copy_bytes() + LANES * (STRETCH // <Py_ssize_t>itemsize) * (5 * <Py_ssize_t>sizeof(double)
+            + 2 * <Py_ssize_t>itemsize) + <Py_ssize_t>sizeof(Columns))
 
 
 cdef inline double* lane_sums(real* scratch, int which) noexcept nogil:
-    """The which-th of five arrays of a sum for each lane and column, behind the block in scratch."""
-    return <double*>(<char*>scratch + block_bytes(sizeof(real))) + which * LANES * (STRETCH // <Py_ssize_t>sizeof(real))
+    """The which-th of five arrays of a sum for each lane and column, behind the copies in scratch."""
+    return <double*>(<char*>scratch + copy_bytes()) + which * LANES * (STRETCH // <Py_ssize_t>sizeof(real))
 
 
-cdef inline real* lane_tops(real* scratch) noexcept nogil:
-    return <real*>lane_sums(scratch, 5)
+cdef inline real* lane_tops(real* scratch, int which) noexcept nogil:
+    """Two arrays more: each lane's and column's maximum, and the number of the vector that it was in."""
+    return <real*>lane_sums(scratch, 5) + which * LANES * (STRETCH // <Py_ssize_t>sizeof(real))
 
 
 cdef inline Columns* columns_of(real* scratch) noexcept nogil:
-    return <Columns*>(lane_tops(scratch) + LANES * (STRETCH // <Py_ssize_t>sizeof(real)))
+    return <Columns*>lane_tops(scratch, 2)
 
 
 # ---- loops ------------------------------------------------------------------------------------------------------------------
@@ -98,234 +96,191 @@ cdef inline Columns* columns_of(real* scratch) noexcept nogil:
 
 cdef inline Py_ssize_t whole_grains(Py_ssize_t width) noexcept nogil:
     """The width as the compiler is to know it: there is no rest of a vector."""
-    return width & -16
+    return width & -GRAIN
 
 
-cdef loop max_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, real* tops) noexcept nogil:
-    """Maxima of each lane, of n classes from lane 0 on, at most LANES."""
-    cdef real top[WIDE]
-    cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, w
-    cdef const real* v
-    cdef real* t
-    for i in range(n):
-        v = x + i * stride
-        t = tops + i * width
-        for w in range(width):
-            top[w] = v[w] if v[w] > t[w] else t[w]
-        for w in range(width):
-            t[w] = top[w]
+cdef inline const real* without_absent(const real* v, Py_ssize_t wide, const Columns* r, Py_ssize_t c, Py_ssize_t at,
+                                       real* spare) noexcept nogil:
+    """Class c of a block, of the at-th column and after: where it lies at v or, less what is left out, a copy in spare."""
+    cdef Py_ssize_t w, k = r.absent[c]
+    if k < 0:
+        return v
+    for w in range(wide):
+        spare[w] = v[w]
+    while k >= 0:
+        w = k % WIDE - at
+        if 0 <= w < wide:
+            spare[w] = -INFINITY
+        k = r.others[k]
+    return spare
 
 
-cdef loop exp_sum_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide,
-                          Py_ssize_t across, const real* reference,
-                          bint moments, double* sums, double* moment, real* tops, const char* next,
-                          Py_ssize_t next_stride) noexcept nogil:
-    """Add n classes, at most a run, to what exp_sum_lanes gives for each lane, or, if asked for moments,
-    exp_moment_lanes; tops are those of columns."""
-    cdef real m[WIDE]
-    cdef real top[WIDE]
-    cdef real s[WIDE]
-    cdef real u[WIDE]
+cdef inlined raise_tops_of_lane(const real** v, Py_ssize_t w, const real* number, real* tops, real* numbers) noexcept nogil:
+    """Keep the larger ones of a lane's maxima and those of RUN vectors, from column w on, and the number of the vector of
+    each."""
+    cdef const real* v0 = v[0] + w
+    cdef const real* v1 = v[1] + w
+    cdef const real* v2 = v[2] + w
+    cdef const real* v3 = v[3] + w
+    cdef real t[LANES]
+    cdef real u[LANES]
+    cdef real top, of
+    cdef int j
+    for j in range(LANES):
+        top = tops[w + j]
+        of = numbers[w + j]
+        of = number[0] if v0[j] > top else of
+        top = larger(v0[j], top)
+        of = number[1] if v1[j] > top else of
+        top = larger(v1[j], top)
+        of = number[2] if v2[j] > top else of
+        top = larger(v2[j], top)
+        of = number[3] if v3[j] > top else of
+        top = larger(v3[j], top)
+        t[j] = top
+        u[j] = of
+    for j in range(LANES):
+        tops[w + j] = t[j]
+    for j in range(LANES):
+        numbers[w + j] = u[j]
+
+
+cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, Py_ssize_t across, const Columns* r,
+                      Py_ssize_t c, Py_ssize_t at, real* tops, real* numbers, const char* next,
+                      Py_ssize_t next_stride) noexcept nogil:
+    """Maxima of each lane, and the numbers of the first vectors with them, of n classes, at most a run, from the c-th of a
+    block on."""
+    cdef real spare[RUN * WIDE]
     cdef real absent[WIDE]
+    cdef real number[RUN]
+    cdef const real* v[RUN]
     cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, w, apart = LANES * stride
-    cdef const real* v0
-    cdef const real* v1
-    cdef const real* v2
-    cdef const real* v3
-    cdef double* t
-    cdef real e0, e1, e2, e3
+    cdef Py_ssize_t i, j, k, w
+    for w in range(width):
+        absent[w] = -INFINITY
+    for k in range(RUN):
+        number[k] = <real>(c // LANES + k)
+    for i in range(LANES if n > LANES else n):
+        for k in range(RUN):
+            j = i + k * LANES
+            v[k] = absent
+            if j < n:
+                v[k] = without_absent(x + j * stride, width, r, c + j, at, spare + k * WIDE)
+        for w from 0 <= w < width by LANES:
+            for k in range(RUN):
+                fk_prefetch(next, (i + k * LANES) * next_stride + w * sizeof(real), LANES * sizeof(real))
+            raise_tops_of_lane(v, w, number, tops + i * across, numbers + i * across)
+
+
+cdef inlined add_exps_of_lane(int op, const real* e, Py_ssize_t vectors, Py_ssize_t width, double* t,
+                              double* t_lo) noexcept nogil:
+    """Add the exponentials of some vectors to the sums of a lane, as add_exps or, for SOFTMAX, exp_store_lanes."""
+    cdef real s[WIDE]
+    cdef Py_ssize_t k, w
+    if op == SOFTMAX and vectors == RUN and real is float:
+        for w in range(width):
+            t[w] += <double>(e[w] + e[WIDE + w]) + <double>(e[2 * WIDE + w] + e[3 * WIDE + w])
+        return
+    if vectors == RUN:
+        for w in range(width):
+            s[w] = (e[w] + e[WIDE + w]) + (e[2 * WIDE + w] + e[3 * WIDE + w])
+        e = s
+        vectors = 1
+    for k in range(vectors):
+        if op == SOFTMAX:
+            add_to_lane(e + k * WIDE, width, t, t_lo)
+        else:
+            for w in range(width):
+                t[w] += e[k * WIDE + w]
+
+
+cdef inlined add_moments_of_lane(const real** v, const real* e, Py_ssize_t vectors, Py_ssize_t width, const real* m,
+                                 double* t) noexcept nogil:
+    """The same of (m - v) e."""
+    cdef const real* v0 = v[0]
+    cdef const real* v1 = v[1]
+    cdef const real* v2 = v[2]
+    cdef const real* v3 = v[3]
+    cdef real s[WIDE]
+    cdef Py_ssize_t k, w
+    if vectors == RUN:
+        for w in range(width):
+            s[w] = ((fall(m[w], v0[w]) * e[w] + fall(m[w], v1[w]) * e[WIDE + w])
+                    + (fall(m[w], v2[w]) * e[2 * WIDE + w] + fall(m[w], v3[w]) * e[3 * WIDE + w]))
+        for w in range(width):
+            t[w] += s[w]
+        return
+    for k in range(vectors):
+        v0 = v[k]
+        for w in range(width):
+            s[w] = fall(m[w], v0[w]) * e[k * WIDE + w]
+        for w in range(width):
+            t[w] += s[w]
+
+
+cdef loop exp_sum_columns(int op, const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, Py_ssize_t across,
+                          const Columns* r, Py_ssize_t c, Py_ssize_t at, const real* reference, double* sums, double* more,
+                          const char* next, const char* later, Py_ssize_t next_stride) noexcept nogil:
+    """Add n classes, at most a run, from the c-th of a block on, to what exp_sum_lanes gives for each lane; for
+    ENTROPY_OF_LOGITS exp_moment_lanes, the moments being `more`; for SOFTMAX exp_store_lanes, `more` being the sums' lower
+    parts."""
+    cdef real m[WIDE]
+    cdef real exps[RUN * WIDE]
+    cdef real spare[RUN * WIDE]
+    cdef const real* v[RUN]
+    cdef Py_ssize_t width = whole_grains(wide)
+    cdef Py_ssize_t i, k, w, j, vectors = (n + LANES - 1) // LANES, some
     for w in range(width):
         m[w] = reference[w]
-        top[w] = tops[w]
-        absent[w] = -INFINITY
-    if n > (RUN - 1) * LANES:
-        for i in range(LANES):
-            v0 = x + i * stride
-            v1 = v0 + apart
-            v2 = v1 + apart
-            v3 = v2 + apart if i + (RUN - 1) * LANES < n else absent
-            fetch_next(next, i, next_stride, width * sizeof(real))
-            if moments:
-                for w in range(width):
-                    e0 = exp_up(v0[w] - m[w])
-                    e1 = exp_up(v1[w] - m[w])
-                    e2 = exp_up(v2[w] - m[w])
-                    e3 = exp_up(v3[w] - m[w])
-                    s[w] = (e0 + e1) + (e2 + e3)
-                    u[w] = ((fall(m[w], v0[w]) * e0 + fall(m[w], v1[w]) * e1)
-                            + (fall(m[w], v2[w]) * e2 + fall(m[w], v3[w]) * e3))
-                    top[w] = larger(larger(larger(v0[w], v1[w]), larger(v2[w], v3[w])), top[w])
-                t = moment + i * across
-                for w in range(width):
-                    t[w] += u[w]
-            else:
-                for w in range(width):
-                    s[w] = ((exp_up(v0[w] - m[w]) + exp_up(v1[w] - m[w]))
-                            + (exp_up(v2[w] - m[w]) + exp_up(v3[w] - m[w])))
-                    top[w] = larger(larger(larger(v0[w], v1[w]), larger(v2[w], v3[w])), top[w])
-            t = sums + i * across
+    for i in range(LANES if n > LANES else n):
+        some = vectors if i + (vectors - 1) * LANES < n else vectors - 1
+        for k in range(some):
+            j = i + k * LANES
+            v[k] = without_absent(x + j * stride, width, r, c + j, at, spare + k * WIDE)
+            for w from 0 <= w < width by LANES:
+                fk_prefetch(next, j * next_stride + w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(later, j * next_stride + w * sizeof(real), LANES * sizeof(real))
+                exp_vector(v[k] + w, m + w, exps + k * WIDE + w)
+        if some < vectors and vectors == RUN:
+            # The run is added as one that ends in a vector of -inf, whose exponentials are 0.
+            v[some] = v[0]
             for w in range(width):
-                t[w] += s[w]
-    else:
-        for i in range(n):
-            v0 = x + i * stride
-            for w in range(width):
-                s[w] = exp_up(v0[w] - m[w])
-                top[w] = larger(v0[w], top[w])
-            t = sums + i % LANES * across
-            for w in range(width):
-                t[w] += s[w]
-            if moments:
-                for w in range(width):
-                    u[w] = fall(m[w], v0[w]) * s[w]
-                t = moment + i % LANES * across
-                for w in range(width):
-                    t[w] += u[w]
-    for w in range(width):
-        tops[w] = top[w]
-
-
-cdef inline void fetch_next(const char* next, Py_ssize_t i, Py_ssize_t stride, Py_ssize_t nbytes) noexcept nogil:
-    """Prefetch a lane's part of the run that is read next."""
-    if next != NULL:
-        fk_prefetch(next, i * stride, nbytes)
-        fk_prefetch(next, (i + LANES) * stride, nbytes)
-        fk_prefetch(next, (i + 2 * LANES) * stride, nbytes)
-        fk_prefetch(next, (i + 3 * LANES) * stride, nbytes)
-
-
-cdef loop exp_store_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide,
-                            Py_ssize_t across, const real* maxima, real* out,
-                            double* sums, double* sums_lo, real* tops, const char* next,
-                            Py_ssize_t next_stride) noexcept nogil:
-    """Add n classes, at most a run, to what exp_store_lanes gives for each lane; out is as wide as the columns and may be x,
-    or is NULL: then the columns' maxima are found."""
-    cdef real m[WIDE]
-    cdef real top[WIDE]
-    cdef real a[WIDE]
-    cdef real b[WIDE]
-    cdef real e0[WIDE]
-    cdef real e1[WIDE]
-    cdef real e2[WIDE]
-    cdef real e3[WIDE]
-    cdef real absent[WIDE]
-    cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, w, apart = LANES * stride
-    cdef const real* v0
-    cdef const real* v1
-    cdef const real* v2
-    cdef const real* v3
-    cdef double* t
-    cdef double* t_lo
-    cdef real* y
-    for w in range(width):
-        m[w] = maxima[w]
-        top[w] = tops[w]
-        absent[w] = -INFINITY
-    if n > (RUN - 1) * LANES:
-        for i in range(LANES):
-            v0 = x + i * stride
-            v1 = v0 + apart
-            v2 = v1 + apart
-            v3 = v2 + apart if i + (RUN - 1) * LANES < n else absent
-            fetch_next(next, i, next_stride, width * sizeof(real))
-            t = sums + i * across
-            t_lo = sums_lo + i * across
-            if out == NULL:
-                for w in range(width):
-                    a[w] = exp_up(v0[w] - m[w]) + exp_up(v1[w] - m[w])
-                    b[w] = exp_up(v2[w] - m[w]) + exp_up(v3[w] - m[w])
-                    top[w] = larger(larger(larger(v0[w], v1[w]), larger(v2[w], v3[w])), top[w])
-            else:
-                for w in range(width):
-                    e0[w] = exp_up(v0[w] - m[w])
-                    e1[w] = exp_up(v1[w] - m[w])
-                    e2[w] = exp_up(v2[w] - m[w])
-                    e3[w] = exp_up(v3[w] - m[w])
-                    a[w] = e0[w] + e1[w]
-                    b[w] = e2[w] + e3[w]
-                y = out + i * width
-                for w in range(width):
-                    y[w] = e0[w]
-                y += LANES * width
-                for w in range(width):
-                    y[w] = e1[w]
-                y += LANES * width
-                for w in range(width):
-                    y[w] = e2[w]
-                y += LANES * width
-                if v3 != absent:
-                    for w in range(width):
-                        y[w] = e3[w]
-            if real is float:
-                for w in range(width):
-                    t[w] += <double>a[w] + <double>b[w]
-            else:
-                for w in range(width):
-                    two_sum_add(&t[w], &t_lo[w], a[w] + b[w])
-    else:
-        for i in range(n):
-            v0 = x + i * stride
-            for w in range(width):
-                a[w] = exp_up(v0[w] - m[w])
-                top[w] = larger(v0[w], top[w])
-            if out != NULL:
-                y = out + i * width
-                for w in range(width):
-                    y[w] = a[w]
-            t = sums + i % LANES * across
-            t_lo = sums_lo + i % LANES * across
-            for w in range(width):
-                if real is float:
-                    t[w] += a[w]
-                else:
-                    two_sum_add(&t[w], &t_lo[w], a[w])
-    for w in range(width):
-        tops[w] = top[w]
+                exps[some * WIDE + w] = 0
+            some = RUN
+        add_exps_of_lane(op, exps, some, width, sums + i * across, more + i * across)
+        if op == ENTROPY_OF_LOGITS:
+            add_moments_of_lane(v, exps, some, width, m, more + i * across)
 
 
 cdef loop map_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, const real* m, const real* k,
                       bint log, real down, real* out, Py_ssize_t out_stride, const char* next, Py_ssize_t next_stride,
                       char* target, Py_ssize_t target_stride) noexcept nogil:
     """n classes of map_block, with 2^-64 taken as a factor of its own, `down`, where it is not in k; out may be x."""
-    cdef real y[WIDE]
+    cdef real y[LANES]
     cdef Py_ssize_t width = whole_grains(wide)
     cdef Py_ssize_t i, w
+    cdef int j
     cdef const real* v
+    cdef const real* l
+    cdef const real* f
     cdef real* place
     for i in range(n):
-        v = x + i * stride
-        fk_prefetch(next, i * next_stride, width * sizeof(real))
-        fk_prefetch_write(target, i * target_stride, width * sizeof(real))
-        if log:
-            for w in range(width):
-                y[w] = (v[w] - m[w]) - k[w]
-        else:
-            for w in range(width):
-                y[w] = exp_up(v[w] - m[w]) * k[w] * down
-        place = out + i * out_stride
-        for w in range(width):
-            place[w] = y[w]
-
-
-cdef loop scale_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, const real* k, real* out,
-                        Py_ssize_t out_stride) noexcept nogil:
-    """softmax_scale of n classes."""
-    cdef real y[WIDE]
-    cdef real down = FK_DOWN
-    cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, w
-    cdef const real* v
-    cdef real* place
-    for i in range(n):
-        v = x + i * stride
-        for w in range(width):
-            y[w] = v[w] * k[w] * down
-        place = out + i * out_stride
-        for w in range(width):
-            place[w] = y[w]
+        for w from 0 <= w < width by LANES:
+            fk_prefetch(next, i * next_stride + w * sizeof(real), LANES * sizeof(real))
+            fk_prefetch_write(target, i * target_stride + w * sizeof(real), LANES * sizeof(real))
+            v = x + i * stride + w
+            l = m + w
+            f = k + w
+            place = out + i * out_stride + w
+            if log:
+                for j in range(LANES):
+                    y[j] = (v[j] - l[j]) - f[j]
+            else:
+                exp_vector(v, l, y)
+                for j in range(LANES):
+                    y[j] = y[j] * f[j] * down
+            for j in range(LANES):
+                place[j] = y[j]
 
 
 cdef void fold_columns(double* t, Py_ssize_t width) noexcept nogil:
@@ -354,14 +309,20 @@ cdef void fold_two_sum_columns(double* hi, double* lo, Py_ssize_t width) noexcep
 
 cdef inline Py_ssize_t columns_in_place(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
                                         real* like) noexcept nogil:
-    """How many of some columns the loops may read where they lie: whole strips, one stride from class to class."""
+    """How many of some columns the loops may read where they lie: whole strips, one stride from class to class. A strip may
+    go on into the next class, if the array is contiguous: what is read there too is not used."""
     cdef int i
+    cdef bint contiguous = plan.n_inner == 1
+    cdef Py_ssize_t width = padded(rows)
     if (plan.has_mask or run_length(plan.n_outer, plan.outer_shape, row, rows) < rows
             or run_length(plan.n_inner, plan.inner_shape, start, n) < n):
         return 0
     for i in range(plan.operands):
         if plan.operand[i].divisor != 1:
             return 0
+        contiguous = contiguous and plan.operand[i].inner[0] == plan.outer_shape[plan.n_outer - 1] * <Py_ssize_t>sizeof(real)
+    if contiguous and (plan.classes - start - n) * plan.outer_shape[plan.n_outer - 1] >= width - rows:
+        return width
     return rows // GRAIN * GRAIN
 
 
@@ -381,83 +342,116 @@ cdef void copy_columns(const Plan* plan, int operand, Py_ssize_t row, Py_ssize_t
                 x[c * width + w] = absent
 
 
+cdef inline void leave_out(Columns* r, Py_ssize_t c, Py_ssize_t element) noexcept nogil:
+    r.others[element] = r.absent[c]
+    r.absent[c] = element
+
+
 cdef void leave_out_labels(const Plan* plan, const Py_ssize_t* index, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
-                           real* x) noexcept nogil:
-    """Put -inf for the labels among n classes of a copy."""
+                           Columns* r) noexcept nogil:
+    """Of a block the labels, and nothing else, are left out."""
     cdef Py_ssize_t w, hole
+    for w in range(n):
+        r.absent[w] = -1
     for w in range(rows if plan.has_labels else 0):
         hole = hole_in(plan, index[w], start, n)
         if hole >= 0:
-            x[hole * padded(rows) + w] = -INFINITY
+            leave_out(r, hole, w)
 
 
-cdef inline bint has_label(const Plan* plan, const Py_ssize_t* index, Py_ssize_t rows, Py_ssize_t start,
-                           Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t w
-    for w in range(rows if plan.has_labels else 0):
-        if hole_in(plan, index[w], start, n) >= 0:
-            return True
-    return False
-
-
-cdef void copy_block(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
-                     const Py_ssize_t* index, real* scratch, real* tops, real* lanes) noexcept nogil:
-    """A copy of a block without its labels; each column's maximum, and the first lane that holds it."""
-    cdef Py_ssize_t width = padded(rows), c, size, i, w
-    cdef real* of_lanes = lane_tops(scratch)
-    cdef real* x
+cdef void tops_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
+                          const Columns* r, real* tops, Py_ssize_t* top_at, real* scratch) noexcept nogil:
+    """Each column's maximum in a block, and which class find_top would name."""
+    cdef Py_ssize_t width = padded(rows), c, size, i, w, whole, at, stride, wide
+    cdef real* of_lanes = lane_tops(scratch, 0)
+    cdef real* numbers = lane_tops(scratch, 1)
+    cdef real first[WIDE]
+    cdef const real* x
+    cdef const char* next
     for i in range(LANES * width):
         of_lanes[i] = -INFINITY
-    for c from 0 <= c < n by LANES:
-        size = LANES if c + LANES < n else n - c
-        x = scratch + c * width
-        copy_columns[real](plan, 0, row, rows, start + c, size, x)
-        leave_out_labels[real](plan, index, rows, start + c, size, x)
-        max_columns(x, width, size, width, of_lanes)
+        numbers[i] = 0
+    for c from 0 <= c < n by RUN * LANES:
+        size = RUN * LANES if c + RUN * LANES < n else n - c
+        whole = columns_in_place[real](plan, row, rows, start + c, size, NULL)
+        at = 0
+        while at < rows:
+            x = part_of_run[real](plan, 0, row, rows, start + c, size, whole, at, scratch, &stride, &wide, &next)
+            top_columns(x, stride, size, wide, width, r, c, at, of_lanes + at, numbers + at, next,
+                        last_stride(plan.n_inner, plan.operand[0].inner))
+            at += wide
     for w in range(width):
         tops[w] = of_lanes[w]
+        first[w] = 0
     for i in range(LANES):
         for w in range(width):
-            tops[w] = of_lanes[i * width + w] if of_lanes[i * width + w] > tops[w] else tops[w]
+            tops[w] = larger(of_lanes[i * width + w], tops[w])
     i = LANES
     while i > 0:
         i -= 1
         for w in range(width):
-            lanes[w] = i if of_lanes[i * width + w] == tops[w] else lanes[w]
+            first[w] = numbers[i * width + w] * LANES + i if of_lanes[i * width + w] == tops[w] else first[w]
+    for w in range(rows):
+        top_at[w] = <Py_ssize_t>first[w]
 
 
-cdef inline Py_ssize_t find_in_lane(const real* x, Py_ssize_t width, Py_ssize_t n, Py_ssize_t lane, real top) noexcept nogil:
-    """find_top of a column, which starts at x, whose first lane with the maximum is known."""
-    cdef Py_ssize_t c = lane
-    while c < n:
-        if x[c * width] == top:
-            return c
-        c += LANES
-    return -1
+cdef void sums_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
+                          const Columns* r, const real* m, real* scratch) noexcept nogil:
+    """Sums of a block's exponentials, in the two arrays of lane_sums."""
+    cdef Py_ssize_t width = padded(rows), c, size, i, stride, whole, at, wide
+    cdef Py_ssize_t next_stride = last_stride(plan.n_inner, plan.operand[0].inner)
+    cdef double* sums = lane_sums(scratch, 0)
+    cdef double* more = lane_sums(scratch, 1)
+    cdef const real* x
+    cdef const char* next
+    cdef const char* later = later_block[real](plan, row, rows, start, n, NULL)
+    for i in range(LANES * width):
+        sums[i] = more[i] = 0
+    for c from 0 <= c < n by RUN * LANES:
+        size = RUN * LANES if c + RUN * LANES < n else n - c
+        whole = columns_in_place[real](plan, row, rows, start + c, size, NULL)
+        at = 0
+        while at < rows:
+            x = part_of_run[real](plan, 0, row, rows, start + c, size, whole, at, scratch, &stride, &wide, &next)
+            exp_sum_columns(plan.op, x, stride, size, wide, width, r, c, at, m + at, sums + at, more + at, next,
+                            later + at * sizeof(real) + c * next_stride if later != NULL else NULL, next_stride)
+            at += wide
+    if plan.op == SOFTMAX:
+        for i in range(LANES * width):
+            sums[i] += more[i]
+    fold_columns(sums, width)
+    if plan.op == ENTROPY_OF_LOGITS:
+        fold_columns(more, width)
 
 
 # ---- log-sum-exp -----------------------------------------------------------------------------------------------------------
 
-cdef void open_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n, bint opening,
-                       const Py_ssize_t* index, State* states, const char* next, Py_ssize_t next_stride,
-                       real* scratch) noexcept nogil:
-    """Add a block, whose maxima are not known yet, to the states of some columns: open_row, if it is the first, and
-    logsumexp_block."""
+cdef bint has_nan(const Plan* plan, Py_ssize_t row, Py_ssize_t start, Py_ssize_t n, Py_ssize_t label,
+                  real* scratch) noexcept nogil:
+    """Whether a block of a column holds a NaN besides its label."""
+    cdef Py_ssize_t c
+    fetch[real](plan, &plan.operand[0], row, 1, start, n, scratch, BLOCK, 1, <real>-INFINITY)
+    for c in range(n):
+        if scratch[c] != scratch[c] and c != label:
+            return True
+    return False
+
+
+cdef void logsumexp_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n, bint opening,
+                            Columns* r, State* states, real* scratch) noexcept nogil:
+    """Add a block to the states of some columns: open_row, if it is the first, and logsumexp_block. The maxima are found
+    first, of later blocks too: among so many columns there nearly always is one whose sums would have to be made again."""
     cdef real tops[WIDE]
-    cdef real lanes[WIDE]
     cdef real m[WIDE]
-    cdef real spare[WIDE]
-    cdef double* sums = lane_sums(scratch, 0)
-    cdef double* moment = lane_sums(scratch, 1)
-    cdef Py_ssize_t width = padded(rows), w, c, i, size
-    cdef bint moments = plan.op == ENTROPY_OF_LOGITS
+    cdef Py_ssize_t top_at[WIDE]
+    cdef Py_ssize_t w
     cdef State* st
-    copy_block[real](plan, row, rows, start, n, index, scratch, tops, lanes)
-    for w in range(width):
+    leave_out_labels(plan, r.index, rows, start, n, r)
+    tops_of_columns[real](plan, row, rows, start, n, r, tops, top_at, scratch)
+    for w in range(padded(rows)):
         m[w] = 0
-        spare[w] = -INFINITY
     for w in range(rows):
-        if skipped(plan, index[w]):
+        if skipped(plan, r.index[w]):
             continue
         st = &states[w]
         if opening or tops[w] > <real>(st.m + 1):
@@ -468,87 +462,22 @@ cdef void open_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssi
             else:
                 st.m = tops[w]
                 st.c = 1
-                scratch[find_in_lane(scratch + w, width, n, <Py_ssize_t>lanes[w], tops[w]) * width + w] = -INFINITY
+                leave_out(r, top_at[w], WIDE + w)
         m[w] = <real>st.m if st.m < INFINITY else <real>0
-    for i in range(LANES * width):
-        sums[i] = 0
-    if moments:
-        for i in range(LANES * width):
-            moment[i] = 0
-    for c from 0 <= c < n by RUN * LANES:
-        size = RUN * LANES if c + RUN * LANES < n else n - c
-        exp_sum_columns(scratch + c * width, width, size, width, width, m, moments, sums, moment, spare,
-                        next + c * next_stride if next != NULL else NULL, next_stride)
-    fold_columns(sums, width)
-    if moments:
-        fold_columns(moment, width)
+    sums_of_columns[real](plan, row, rows, start, n, r, m, scratch)
     for w in range(rows):
         st = &states[w]
-        if skipped(plan, index[w]):
+        if skipped(plan, r.index[w]):
             continue
         if st.m == INFINITY:
-            for c in range(n):
-                if scratch[c * width + w] != scratch[c * width + w]:
-                    st.s = NAN
-            continue
-        two_sum_add(&st.s, &st.s_lo, sums[w] * FK_DOWN)
-        if moments:
-            two_sum_add(&st.u, &st.u_lo, moment[w] * FK_DOWN)
-
-
-cdef void logsumexp_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
-                            const Py_ssize_t* index, State* states, real* scratch) noexcept nogil:
-    """Add a later block to the states of some columns. Where a maximum exceeds the reference by more than 1, the whole strip
-    is opened again."""
-    cdef real tops[WIDE]
-    cdef real m[WIDE]
-    cdef bint again[GRAINS]
-    cdef double* sums = lane_sums(scratch, 0)
-    cdef double* moment = lane_sums(scratch, 1)
-    cdef Py_ssize_t width = padded(rows), w, c, i, size, stride, strip, whole, at, wide
-    cdef bint moments = plan.op == ENTROPY_OF_LOGITS
-    cdef const real* x
-    cdef const char* next
-    cdef State* st
-    for w in range(width):
-        m[w] = <real>states[w].m if w < rows and not skipped(plan, index[w]) and states[w].m < INFINITY else <real>0
-        tops[w] = -INFINITY
-    for i in range(LANES * width):
-        sums[i] = 0
-    if moments:
-        for i in range(LANES * width):
-            moment[i] = 0
-    for c from start <= c < start + n by RUN * LANES:
-        size = RUN * LANES if c + RUN * LANES < start + n else start + n - c
-        whole = 0 if has_label(plan, index, rows, c, size) else columns_in_place[real](plan, row, rows, c, size, NULL)
-        at = 0
-        while at < rows:
-            x = part_of_run[real](plan, 0, row, rows, c, size, whole, at, scratch, &stride, &wide, &next)
-            if x == scratch:
-                leave_out_labels[real](plan, index + at, rows - at, c, size, scratch)
-            exp_sum_columns(x, stride, size, wide, width, m + at, moments, sums + at, moment + at, tops + at, next,
-                            last_stride(plan.n_inner, plan.operand[0].inner))
-            at += wide
-    fold_columns(sums, width)
-    if moments:
-        fold_columns(moment, width)
-    for strip in range(GRAINS):
-        again[strip] = False
+            continue     # the sum is infinite, unless there is a NaN
+        two_sum_add(&st.s, &st.s_lo, lane_sums(scratch, 0)[w] * FK_DOWN)
+        if plan.op == ENTROPY_OF_LOGITS:
+            two_sum_add(&st.u, &st.u_lo, lane_sums(scratch, 1)[w] * FK_DOWN)
     for w in range(rows):
-        if not skipped(plan, index[w]) and (states[w].m == INFINITY or tops[w] > <real>(states[w].m + 1)):
-            again[w // GRAIN] = True
-    for w in range(rows):
-        st = &states[w]
-        if skipped(plan, index[w]) or again[w // GRAIN]:
-            continue
-        two_sum_add(&st.s, &st.s_lo, sums[w] * FK_DOWN)
-        if moments:
-            two_sum_add(&st.u, &st.u_lo, moment[w] * FK_DOWN)
-    for strip in range((rows + GRAIN - 1) // GRAIN):
-        if again[strip]:
-            w = strip * GRAIN
-            open_columns[real](plan, row + w, GRAIN if w + GRAIN < rows else rows - w, start, n, False, index + w,
-                               states + w, NULL, 0, scratch)
+        if not skipped(plan, r.index[w]) and states[w].m == INFINITY:
+            if has_nan[real](plan, row + w, start, n, hole_in(plan, r.index[w], start, n), scratch):
+                states[w].s = NAN
 
 
 cdef const real* part_of_run(const Plan* plan, int operand, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
@@ -570,32 +499,30 @@ cdef const real* part_of_run(const Plan* plan, int operand, Py_ssize_t row, Py_s
 
 
 cdef void scan_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop,
-                       const Py_ssize_t* index, State* states, real* scratch) noexcept nogil:
+                       State* states, Columns* r, real* scratch) noexcept nogil:
     """scan_rows of columns, at most a stretch."""
-    cdef Py_ssize_t first = start, n, i, size, some
-    cdef const char* next
+    cdef Py_ssize_t first = start, n
     while first < stop:
         n = BLOCK if first + BLOCK < stop else stop - first
         if plan.op >= ENTROPY:
             divergence_columns[real](plan, row, rows, first, n, states, scratch)
-        elif first == start:
-            some = near_columns(n, sizeof(real))
-            for i from 0 <= i < rows by some:
-                size = some if i + some < rows else rows - i
-                next = next_columns[real](plan, row + i, size, i + size < rows, NULL)
-                open_columns[real](plan, row + i, size, first, n, True, index + i, states + i, next,
-                                   last_stride(plan.n_inner, plan.operand[0].inner), scratch)
         else:
-            logsumexp_columns[real](plan, row, rows, first, n, index, states, scratch)
+            logsumexp_columns[real](plan, row, rows, first, n, first == start, r, states, scratch)
         first += n
 
 
-cdef inline const char* next_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, bint of_tile,
-                                     real* like) noexcept nogil:
-    """Where the columns after some lie, if they are what is read next, else NULL. of_tile: they belong to the same tile."""
-    if ((of_tile or plan.classes <= BLOCK) and row + 2 * rows <= plan.last_row
-            and run_length(plan.n_outer, plan.outer_shape, row, 2 * rows) == 2 * rows and plan.n_inner == 1):
-        return row_pointer(plan, &plan.operand[0], row) + rows * sizeof(real)
+cdef inline const char* later_block(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
+                                    real* like) noexcept nogil:
+    """Where the block lies that is read after n classes from `start` on, of the same columns or the next; NULL where there is
+    none as large, or the classes are not all at one distance."""
+    cdef const Operand* a = &plan.operand[0]
+    if plan.n_inner != 1:
+        return NULL
+    if start + n < plan.classes:
+        return place_of(plan, a, row, start + n) if start + 2 * n <= plan.classes else NULL
+    if (n == plan.classes and row + 2 * rows <= plan.last_row
+            and run_length(plan.n_outer, plan.outer_shape, row, 2 * rows) == 2 * rows):
+        return row_pointer(plan, a, row) + rows * sizeof(real)
     return NULL
 
 
@@ -653,6 +580,8 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     cdef real low = smallest_q(<real>0), high = largest(<real>0)
     cdef Py_ssize_t width = whole_grains(wide)
     cdef Py_ssize_t i, w, c, vectors = (n + LANES - 1) // LANES, k
+    cdef int j
+    cdef real e[LANES]
     cdef const real* x[RUN]
     cdef const real* y[RUN]
     cdef const real* v
@@ -668,17 +597,21 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
             c = k * LANES + i
             x[k] = p + c * p_stride if c < n else absent
             y[k] = q + c * q_stride if c < n else absent
-            fk_prefetch(p_next, c * p_next_stride, width * sizeof(real))
-            fk_prefetch(q_next, c * q_next_stride, width * sizeof(real))
         for k in range(vectors):
+            c = k * LANES + i
             v = x[k]
             u = y[k]
-            for w in range(width):
-                terms[k * WIDE + w] = kl_term(v[w], u[w])
-                if real is float:
-                    word32[w] |= fk_outside_f32(v[w], u[w], low, high)
-                else:
-                    word64[w] |= fk_outside_f64(v[w], u[w], low, high)
+            for w from 0 <= w < width by LANES:
+                fk_prefetch(p_next, c * p_next_stride + w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(q_next, c * q_next_stride + w * sizeof(real), LANES * sizeof(real))
+                for j in range(LANES):
+                    e[j] = kl_term(v[w + j], u[w + j])
+                for j in range(LANES):
+                    terms[k * WIDE + w + j] = e[j]
+                    if real is float:
+                        word32[w + j] |= fk_outside_f32(v[w + j], u[w + j], low, high)
+                    else:
+                        word64[w + j] |= fk_outside_f64(v[w + j], u[w + j], low, high)
         add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
         if op != GENERALIZED_KL:
             t = differences + i * across
@@ -725,39 +658,42 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
     cdef real low = 2.0 ** -149 if real is float else 2.0 ** -1022
     cdef real high = largest(<real>0), zero = 0, infinity = INFINITY
     cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, w, c, k
+    cdef Py_ssize_t i, w, c, k, vectors = (n + LANES - 1) // LANES
+    cdef int j
     cdef const real* v
     cdef const real* u
     for w in range(width):
         word32[w] = odd32[w]
         word64[w] = odd64[w]
     for i in range(LANES if n > LANES else n):
-        for w in range(RUN * WIDE):
-            terms[w] = 0
-        c = i
-        k = 0
-        while c < n:
+        for k in range(vectors):
+            c = k * LANES + i
+            if c >= n:
+                for w in range(width):
+                    terms[k * WIDE + w] = 0
+                continue
             v = p + c * p_stride
             u = q + c * q_stride
-            fk_prefetch(p_next, c * p_next_stride, width * sizeof(real))
-            fk_prefetch(q_next, c * q_next_stride, width * sizeof(real))
-            if op == ENTROPY:
-                for w in range(width):
-                    terms[k + w] = shannon_term(v[w])
-                    if real is float:
-                        word32[w] |= fk_outside_f32(v[w], v[w], zero, high)
-                    else:
-                        word64[w] |= fk_outside_f64(v[w], v[w], zero, high)
-            else:
-                for w in range(width):
-                    terms[k + w] = -v[w] * log_of(u[w])
-                    if real is float:
-                        word32[w] |= fk_outside_f32(u[w], u[w], low, high) | fk_outside_f32(v[w], v[w], zero, infinity)
-                    else:
-                        word64[w] |= fk_outside_f64(u[w], u[w], low, high) | fk_outside_f64(v[w], v[w], zero, infinity)
-            c += LANES
-            k += WIDE
-        add_terms(terms, (n + LANES - 1) // LANES, width, sums + i * across, sums_lo + i * across)
+            for w from 0 <= w < width by LANES:
+                fk_prefetch(p_next, c * p_next_stride + w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(q_next, c * q_next_stride + w * sizeof(real), LANES * sizeof(real))
+                if op == ENTROPY:
+                    for j in range(LANES):
+                        terms[k * WIDE + w + j] = shannon_term(v[w + j])
+                        if real is float:
+                            word32[w + j] |= fk_outside_f32(v[w + j], v[w + j], zero, high)
+                        else:
+                            word64[w + j] |= fk_outside_f64(v[w + j], v[w + j], zero, high)
+                else:
+                    for j in range(LANES):
+                        terms[k * WIDE + w + j] = -v[w + j] * log_of(u[w + j])
+                        if real is float:
+                            word32[w + j] |= (fk_outside_f32(u[w + j], u[w + j], low, high)
+                                              | fk_outside_f32(v[w + j], v[w + j], zero, infinity))
+                        else:
+                            word64[w + j] |= (fk_outside_f64(u[w + j], u[w + j], low, high)
+                                              | fk_outside_f64(v[w + j], v[w + j], zero, infinity))
+        add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
     for w in range(width):
         odd32[w] = word32[w]
         odd64[w] = word64[w]
@@ -910,128 +846,58 @@ cdef void map_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t
         start += n
 
 
-cdef void open_softmax_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t b, Py_ssize_t n, Py_ssize_t at,
-                               Columns* r, bint store, const char* next, Py_ssize_t next_stride,
-                               real* scratch) noexcept nogil:
-    """softmax_block of some columns, the at-th of r and after: the exponentials are left in scratch if asked for."""
+cdef void softmax_block_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t b, Py_ssize_t n, Columns* r,
+                                real* scratch) noexcept nogil:
+    """softmax_block of some columns, without the exponentials."""
     cdef real tops[WIDE]
-    cdef real lanes[WIDE]
     cdef real m[WIDE]
-    cdef Py_ssize_t no_label = NO_LABEL, width = padded(rows), w, c, i, size
-    cdef double* sums = lane_sums(scratch, 0)
-    cdef double* sums_lo = lane_sums(scratch, 1)
+    cdef Py_ssize_t top_at[WIDE]
+    cdef Py_ssize_t w
     cdef double top
-    copy_block[real](plan, row, rows, b * BLOCK, n, &no_label, scratch, tops, lanes)
-    for w in range(width):
+    tops_of_columns[real](plan, row, rows, b * BLOCK, n, r, tops, top_at, scratch)
+    for w in range(padded(rows)):
         m[w] = 0
     for w in range(rows):
         top = tops[w]
         if b == 0:
-            r.m[0][at + w] = lowest(tops[w]) if top == -INFINITY else top
-            r.s[at + w] = 0
-        elif top > r.m[b - 1][at + w] + 1:
-            r.m[b][at + w] = top
-            r.s[at + w] *= exp_up_f64(r.m[b - 1][at + w] - top) * FK_DOWN
+            r.m[0][w] = lowest(tops[w]) if top == -INFINITY else top
+            r.s[w] = 0
+        elif top > r.m[b - 1][w] + 1:
+            r.m[b][w] = top
+            r.s[w] *= exp_up_f64(r.m[b - 1][w] - top) * FK_DOWN
         else:
-            r.m[b][at + w] = r.m[b - 1][at + w]
-        m[w] = <real>r.m[b][at + w]
-    for i in range(LANES * width):
-        sums[i] = sums_lo[i] = 0
-    for c from 0 <= c < n by RUN * LANES:
-        size = RUN * LANES if c + RUN * LANES < n else n - c
-        exp_store_columns(scratch + c * width, width, size, width, width, m, scratch + c * width if store else NULL,
-                          sums, sums_lo, tops, next + c * next_stride if next != NULL else NULL, next_stride)
-    for i in range(LANES * width):
-        sums[i] += sums_lo[i]
-    fold_columns(sums, width)
-    for w in range(rows):
-        r.s[at + w] += sums[w]
-
-
-cdef void softmax_block_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t b, Py_ssize_t n,
-                                Columns* r, real* scratch) noexcept nogil:
-    """The sums of a later block, as logsumexp_columns."""
-    cdef real tops[WIDE]
-    cdef real m[WIDE]
-    cdef Py_ssize_t width = padded(rows), w, c, i, size, stride, start = b * BLOCK, strip, whole, at, wide
-    cdef double* sums = lane_sums(scratch, 0)
-    cdef double* sums_lo = lane_sums(scratch, 1)
-    cdef bint again[GRAINS]
-    cdef const real* x
-    cdef const char* next
-    for w in range(width):
-        m[w] = <real>r.m[b - 1][w] if w < rows else <real>0
-        tops[w] = -INFINITY
-    for i in range(LANES * width):
-        sums[i] = sums_lo[i] = 0
-    for c from start <= c < start + n by RUN * LANES:
-        size = RUN * LANES if c + RUN * LANES < start + n else start + n - c
-        whole = columns_in_place[real](plan, row, rows, c, size, NULL)
-        at = 0
-        while at < rows:
-            x = part_of_run[real](plan, 0, row, rows, c, size, whole, at, scratch, &stride, &wide, &next)
-            exp_store_columns(x, stride, size, wide, width, m + at, NULL, sums + at, sums_lo + at, tops + at, next,
-                              last_stride(plan.n_inner, plan.operand[0].inner))
-            at += wide
-    for i in range(LANES * width):
-        sums[i] += sums_lo[i]
-    fold_columns(sums, width)
-    for strip in range(GRAINS):
-        again[strip] = False
-    for w in range(rows):
-        again[w // GRAIN] |= tops[w] > r.m[b - 1][w] + 1
-    for w in range(rows):
-        if not again[w // GRAIN]:
             r.m[b][w] = r.m[b - 1][w]
-            r.s[w] += sums[w]
-    for strip in range((rows + GRAIN - 1) // GRAIN):
-        if again[strip]:
-            w = strip * GRAIN
-            open_softmax_columns[real](plan, row + w, GRAIN if w + GRAIN < rows else rows - w, b, n, w, r, False, NULL, 0,
-                                       scratch)
+        m[w] = <real>r.m[b][w]
+    sums_of_columns[real](plan, row, rows, b * BLOCK, n, r, m, scratch)
+    for w in range(rows):
+        r.s[w] += lane_sums(scratch, 0)[w]
 
 
-cdef void softmax_factors(const Columns* r, Py_ssize_t at, Py_ssize_t rows, Py_ssize_t b, Py_ssize_t last, real* m,
-                          real* k) noexcept nogil:
-    """A block's references, and its factors as in softmax_scale, of the at-th column and after."""
+cdef void softmax_factors(const Columns* r, Py_ssize_t rows, Py_ssize_t b, Py_ssize_t last, real* m, real* k) noexcept nogil:
+    """A block's references, and its factors as in softmax_scale."""
     cdef Py_ssize_t w
     for w in range(padded(rows)):
         m[w] = k[w] = 0
     for w in range(rows):
-        m[w] = <real>r.m[b][at + w]
-        k[w] = <real>(softmax_factor(r.m[last][at + w], r.s[at + w] * FK_DOWN)
-                      * (exp_up_f64(r.m[b][at + w] - r.m[last][at + w]) * FK_DOWN))
+        m[w] = <real>r.m[b][w]
+        k[w] = <real>(softmax_factor(r.m[last][w], r.s[w] * FK_DOWN)
+                      * (exp_up_f64(r.m[b][w] - r.m[last][w]) * FK_DOWN))
 
 
 cdef void softmax_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
-    """softmax_of_rows of columns, at most a stretch. Exponentials of one block are kept in scratch; of more, they are
-    computed twice, to the same bits."""
+    """softmax_of_rows of columns, at most a stretch. The exponentials are computed twice, to the same bits."""
     cdef Columns* r = columns_of(scratch)
     cdef real m[WIDE]
     cdef real k[WIDE]
-    cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, i, size, some, stride
-    cdef bint placed
-    cdef real* y
-    some = near_columns(n if n < BLOCK else BLOCK, sizeof(real))
-    for i from 0 <= i < rows by some:
-        size = some if i + some < rows else rows - i
-        open_softmax_columns[real](plan, row + i, size, 0, n if last == 0 else BLOCK, i, r, last == 0,
-                                   next_columns[real](plan, row + i, size, i + size < rows, NULL),
-                                   last_stride(plan.n_inner, plan.operand[0].inner), scratch)
-        if last > 0:
-            continue
-        softmax_factors[real](r, i, size, 0, 0, m, k)
-        placed = placed_columns[real](plan, row + i, size, 0, n, NULL)
-        y = <real*>place_of(plan, &plan.out, row + i, 0) if placed else scratch
-        stride = last_stride(plan.n_inner, plan.out.inner) // <Py_ssize_t>sizeof(real) if placed else padded(size)
-        scale_columns(scratch, padded(size), n, padded(size), k, y, stride)
-        store_columns[real](plan, row + i, size, 0, n, k, y, stride, placed)
-    for b in range(1, last + 1):
-        softmax_block_columns[real](plan, row, rows, b, BLOCK if b < last else n - last * BLOCK, r, scratch)
-    for b in range(last + 1 if last > 0 else 0):
-        softmax_factors[real](r, 0, rows, b, last, m, k)
-        map_of_columns[real](plan, row, rows, b * BLOCK, (b + 1) * BLOCK if b < last else n, m, k, False, <real>FK_DOWN,
-                             scratch)
+    cdef Py_ssize_t no_label = NO_LABEL, last = (plan.classes - 1) // BLOCK, b, n
+    leave_out_labels(plan, &no_label, 0, 0, BLOCK, r)
+    for b in range(last + 1):
+        n = BLOCK if b < last else plan.classes - last * BLOCK
+        softmax_block_columns[real](plan, row, rows, b, n, r, scratch)
+    for b in range(last + 1):
+        softmax_factors[real](r, rows, b, last, m, k)
+        map_of_columns[real](plan, row, rows, b * BLOCK, (b + 1) * BLOCK if b < last else plan.classes, m, k, False,
+                             <real>FK_DOWN, scratch)
 
 
 # ---- tiles ---------------------------------------------------------------------------------------------------------------
@@ -1043,7 +909,7 @@ cdef void scan_chunks_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Co
         stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
         for w in range(rows):
             start_state(&r.chunk[w])
-        scan_columns[real](plan, row, rows, start, stop, r.index, r.chunk, scratch)
+        scan_columns[real](plan, row, rows, start, stop, r.chunk, r, scratch)
         for w in range(rows):
             if start == 0:
                 r.states[w] = r.chunk[w]

@@ -303,15 +303,16 @@ FK_DEFINE_TRANSPOSE(fk_transpose_f32, fk_spread_f32, float, 8, 4, fk_square_f32,
 FK_DEFINE_TRANSPOSE(fk_transpose_f64, fk_spread_f64, double, 4, 2, fk_square_f64, fk_gather_f64, fk_scatter_f64)
 
 /* dst[j*dstride + i] = src[j*sstride + i], i < ni, j < nj: the rows lie side by side already. What follows on each stretch
-   is prefetched: the next tile's. */
-#define FK_DEFINE_COPY_LANES(NAME, REAL)                                                             \
-    static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni, \
-                     ptrdiff_t nj) {                                                                 \
-        ptrdiff_t j, k;                                                                              \
-        for (j = 0; j < nj; j++) {                                                                   \
-            for (k = 0; k < ni; k += 64 / sizeof(REAL)) FK_PREFETCH_L2(src + j * sstride + ni + k);  \
-            memcpy(dst + j * dstride, src + j * sstride, ni * sizeof(REAL));                         \
-        }                                                                                            \
+   is prefetched: the next tile's. Of a length that is known a copy becomes a few instructions instead of a call. */
+#define FK_DEFINE_COPY_LANES(NAME, REAL)                                                                 \
+    static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni,     \
+                     ptrdiff_t nj) {                                                                     \
+        ptrdiff_t j, k;                                                                                  \
+        for (j = 0; j < nj; j++) {                                                                       \
+            for (k = 0; k < ni; k += 64 / sizeof(REAL)) FK_PREFETCH_L2(src + j * sstride + ni + k);      \
+            if (ni == FK_LANES) memcpy(dst + j * dstride, src + j * sstride, FK_LANES * sizeof(REAL));   \
+            else memcpy(dst + j * dstride, src + j * sstride, ni * sizeof(REAL));                        \
+        }                                                                                                \
     }
 
 FK_DEFINE_COPY_LANES(fk_copy_lanes_f32, float)
