@@ -167,9 +167,9 @@ def unusual_columns(operation: Operation, size: int, columns: int, dtype: Any, r
 # A tile's edges: a vector, a stretch of either type; those of a lane, a run, a block and a chunk.
 @pytest.mark.parametrize(
     ("size", "columns"),
-    [(size, columns) for size in (255, 256, 257) for columns in (15, 16, 17, 127, 128, 129, 255, 256, 257)]
-    + [(size, columns) for size in (288, 352, 353, 384, 385, 4095, 4096, 4097, 4225) for columns in (17, 100)]
-    + [(9000, 257), (131_072, 16), (131_073, 17)],
+    [(size, columns) for size in (255, 256, 257) for columns in (15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257)]
+    + [(size, columns) for size in (288, 352, 353, 384, 385, 4095, 4096, 4097, 4225) for columns in (17, 33, 100)]
+    + [(9000, 257), (131_072, 16), (131_073, 17), (131_072, 32), (131_073, 33)],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(

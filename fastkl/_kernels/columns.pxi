@@ -395,9 +395,10 @@ cdef void tops_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_
         top_at[w] = <Py_ssize_t>first[w]
 
 
-cdef void sums_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
+cdef void sums_of_columns(int op, const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
                           const Columns* r, const real* m, real* scratch) noexcept nogil:
-    """Sums of a block's exponentials, in the two arrays of lane_sums."""
+    """Sums of a block's exponentials, in the two arrays of lane_sums, added as exp_sum_columns has it for op: a softmax of
+    more than CHUNK classes is made of the sums of LOGSUMEXP."""
     cdef Py_ssize_t width = padded(rows), c, size, i, stride, whole, at, wide
     cdef Py_ssize_t next_stride = last_stride(plan.n_inner, plan.operand[0].inner)
     cdef double* sums = lane_sums(scratch, 0)
@@ -413,14 +414,14 @@ cdef void sums_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_
         at = 0
         while at < rows:
             x = part_of_run[real](plan, 0, row, rows, start + c, size, whole, at, scratch, &stride, &wide, &next)
-            exp_sum_columns(plan.op, x, stride, size, wide, width, r, c, at, m + at, sums + at, more + at, next,
+            exp_sum_columns(op, x, stride, size, wide, width, r, c, at, m + at, sums + at, more + at, next,
                             later + at * sizeof(real) + c * next_stride if later != NULL else NULL, next_stride)
             at += wide
-    if plan.op == SOFTMAX:
+    if op == SOFTMAX:
         for i in range(LANES * width):
             sums[i] += more[i]
     fold_columns(sums, width)
-    if plan.op == ENTROPY_OF_LOGITS:
+    if op == ENTROPY_OF_LOGITS:
         fold_columns(more, width)
 
 
@@ -445,6 +446,7 @@ cdef void logsumexp_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, P
     cdef real m[WIDE]
     cdef Py_ssize_t top_at[WIDE]
     cdef Py_ssize_t w
+    cdef bint moments = plan.op == ENTROPY_OF_LOGITS
     cdef State* st
     leave_out_labels(plan, r.index, rows, start, n, r)
     tops_of_columns[real](plan, row, rows, start, n, r, tops, top_at, scratch)
@@ -464,20 +466,19 @@ cdef void logsumexp_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, P
                 st.c = 1
                 leave_out(r, top_at[w], WIDE + w)
         m[w] = <real>st.m if st.m < INFINITY else <real>0
-    sums_of_columns[real](plan, row, rows, start, n, r, m, scratch)
+    sums_of_columns[real](ENTROPY_OF_LOGITS if moments else LOGSUMEXP, plan, row, rows, start, n, r, m, scratch)
     for w in range(rows):
         st = &states[w]
         if skipped(plan, r.index[w]):
             continue
         if st.m == INFINITY:
-            continue     # the sum is infinite, unless there is a NaN
-        two_sum_add(&st.s, &st.s_lo, lane_sums(scratch, 0)[w] * FK_DOWN)
-        if plan.op == ENTROPY_OF_LOGITS:
-            two_sum_add(&st.u, &st.u_lo, lane_sums(scratch, 1)[w] * FK_DOWN)
-    for w in range(rows):
-        if not skipped(plan, r.index[w]) and states[w].m == INFINITY:
+            # The sum is infinite, unless there is a NaN.
             if has_nan[real](plan, row + w, start, n, hole_in(plan, r.index[w], start, n), scratch):
-                states[w].s = NAN
+                st.s = NAN
+            continue
+        two_sum_add(&st.s, &st.s_lo, lane_sums(scratch, 0)[w] * FK_DOWN)
+        if moments:
+            two_sum_add(&st.u, &st.u_lo, lane_sums(scratch, 1)[w] * FK_DOWN)
 
 
 cdef const real* part_of_run(const Plan* plan, int operand, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start,
@@ -868,7 +869,7 @@ cdef void softmax_block_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t row
         else:
             r.m[b][w] = r.m[b - 1][w]
         m[w] = <real>r.m[b][w]
-    sums_of_columns[real](plan, row, rows, b * BLOCK, n, r, m, scratch)
+    sums_of_columns[real](SOFTMAX, plan, row, rows, b * BLOCK, n, r, m, scratch)
     for w in range(rows):
         r.s[w] += lane_sums(scratch, 0)[w]
 
