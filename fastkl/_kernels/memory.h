@@ -240,7 +240,9 @@ FK_INLINE void fk_scatter_f64(double *dst, ptrdiff_t dstride, const double *src,
 /* dst[j*dstride + i] = src[i*sstride + j], i < ni, j < nj. Where a side is no multiple of the square's, the last square
    or patch overlaps its neighbour and writes the same numbers again. transpose reads one stretch of the source (a row)
    after the other, spread writes one stretch of the target after the other; where there are gaps between those, the
-   ones a few squares further on are prefetched, every line of them: the hardware does not see that pattern. */
+   ones a few squares further on are prefetched, every line of them: the hardware does not see that pattern. A tile of a few
+   classes without gaps goes patch by patch, for in squares its odd classes would be done twice (doubles are not spread so:
+   their patches are two wide, a quarter of a line). */
 #define FK_LANES 32 /* of a tile of short rows: that stride is known to the compiler */
 #define FK_STEP(i, n, SIDE) ((i) + 2 * (SIDE) <= (n) || (i) + (SIDE) == (n) ? (i) + (SIDE) : (n) - (SIDE))
 #define FK_DEFINE_TRANSPOSE(TRANSPOSE, SPREAD, REAL, SIDE, PATCH, SQUARE, GATHER, SCATTER)                        \
@@ -278,6 +280,12 @@ FK_INLINE void fk_scatter_f64(double *dst, ptrdiff_t dstride, const double *src,
                           ptrdiff_t nj) {                                                                         \
         ptrdiff_t i, j, k;                                                                                        \
         if (!SQUARE##_fits(dst, dstride, src, sstride, ni, nj, ni >= SIDE && nj >= PATCH)) return;                \
+        if (dstride == FK_LANES && sstride == nj && nj <= 4 * SIDE) {                                             \
+            for (j = 0; j < nj; j = FK_STEP(j, nj, PATCH))                                                        \
+                for (i = 0; i < ni; i = FK_STEP(i, ni, SIDE))                                                     \
+                    GATHER(dst + j * FK_LANES + i, FK_LANES, src + i * sstride + j, sstride);                     \
+            return;                                                                                               \
+        }                                                                                                         \
         for (i = 0; i < ni; i = FK_STEP(i, ni, SIDE)) {                                                           \
             for (k = i; sstride > nj && k < i + SIDE; k++)                                                        \
                 for (j = 0; j < nj + FK_LINE / (ptrdiff_t)sizeof(REAL) - 1; j += FK_LINE / sizeof(REAL))          \
@@ -290,6 +298,12 @@ FK_INLINE void fk_scatter_f64(double *dst, ptrdiff_t dstride, const double *src,
                        ptrdiff_t nj) {                                                                            \
         ptrdiff_t i, j, k;                                                                                        \
         if (!SQUARE##_fits(dst, dstride, src, sstride, ni, nj, ni >= PATCH && nj >= SIDE)) return;                \
+        if (sizeof(REAL) == 4 && sstride == FK_LANES && dstride == ni && ni <= 4 * SIDE) {                        \
+            for (j = 0; j < nj; j = FK_STEP(j, nj, SIDE))                                                         \
+                for (i = 0; i < ni; i = FK_STEP(i, ni, PATCH))                                                    \
+                    SCATTER(dst + j * dstride + i, dstride, src + i * FK_LANES + j, FK_LANES);                    \
+            return;                                                                                               \
+        }                                                                                                         \
         for (j = 0; j < nj; j = FK_STEP(j, nj, SIDE)) {                                                           \
             for (k = j; dstride > ni && k < j + SIDE; k++)                                                        \
                 for (i = 0; i < ni + FK_LINE / (ptrdiff_t)sizeof(REAL) - 1; i += FK_LINE / sizeof(REAL))          \
