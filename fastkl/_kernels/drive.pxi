@@ -145,11 +145,14 @@ cdef inline Py_ssize_t mapped_rows(const Plan* plan, size_t itemsize) noexcept n
 cdef inline Py_ssize_t bytes_ahead(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t stop,
                                    Py_ssize_t n, size_t itemsize) noexcept nogil:
     """How far ahead of n classes, which end before `stop` and are read in place, lies what is read after them: the row's
-    next block, or, as a row of one block is read twice (for the maximum and the sum), the next tile's; 0 for nothing."""
+    next block or the next row's first; or, as a row of one block is read twice (for the maximum and the sum), the next
+    tile's; 0 for nothing."""
     if stop < plan.classes:
         return n * <Py_ssize_t>itemsize
     if plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
         return rows * a.outer[0]
+    if plan.n_outer == 1 and plan.classes > BLOCK and row + 1 < plan.last_row:
+        return a.outer[0] - (stop - n) * <Py_ssize_t>itemsize
     return 0
 
 
