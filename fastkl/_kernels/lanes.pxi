@@ -31,6 +31,9 @@ cdef extern from "vmath.h" nogil:
     double shannon_join_f64(double p, double s, double k)
     void log1p_sum_split_f64(double y, double* hi, double* lo)
     double log1p_sum_f32(double y)
+    double split_sum_f64(double y, double* k)
+    void log1p_sum_join_f64(double y, double f, double s, double k, double* hi, double* lo)
+    double log1p_sum_join_f32(double y, double f, double k)
     float kl_term_f32(float p, float q)
     void kl_cut_f32(float p, float q, float* w, float* d, float* near, float* far)
     float kl_join_f32(float p, float w, float d, float near, float far)
@@ -41,6 +44,7 @@ cdef extern from "vmath.h" nogil:
     double kl_term_any_f64(double p, double q, double q_lo)
     double xlogy_any_f64(double x, double y)
     uint32_t bits_f32(float x)
+    double double_from_u52(uint64_t u)
     const double LN2_HI_F64     # few bits: k LN2_HI_F64 is exact
     const double LN2_LO_F64
 
@@ -97,10 +101,16 @@ cdef extern from *:
     #define inlined inline __attribute__((always_inline)) void /* a part of one */
     #define FK_UP 0x1p64    /* the factor of exp_up */
     #define FK_DOWN 0x1p-64 /* undoes it */
+    #if defined(__AVX512F__)
+    #define FK_DOUBLES 8 /* in a vector of the machine: of so many lanes at least a loop needs no remainder */
+    #else
+    #define FK_DOUBLES 4
+    #endif
     """
     ctypedef void loop
     ctypedef void inlined
     const double FK_UP, FK_DOWN
+    const int FK_DOUBLES
 
 ctypedef fused real:
     float
@@ -109,6 +119,7 @@ ctypedef fused real:
 cdef enum:
     LANES = 32
     RUN = 4          # vectors added in the data's own type
+    FEW_LANES = 4    # lanes of a strip's vectors that, side by side, make one vector
     BLOCK = 4096     # elements between two folds
     VECTORS = 128    # in a block
     STRIP = 256      # elements that go through one step of a loop before the next

@@ -183,60 +183,110 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, con
         tops[j] = top[j]
 
 
-cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, bint moments, double* sums, double* moment,
-                         double* ties, const char* next, char* target) noexcept nogil:
-    """Per lane, where the maximum is known: the sum of exp(x - maximum) over the elements below it, the number of those
-    that equal it, and if asked the sum of (maximum - x) exp(x - maximum). What will be read `next`
-    and the lines of `target`, unless NULL, are prefetched meanwhile."""
+cdef inline real untied(real e, real x, real m, uint32_t* ties) noexcept nogil:
+    """e, or 0 where x equals m; floats that do are counted."""
+    if real is float:
+        ties[0] += x == m
+    return 0 if x == m else e     # e has been read in any case: of a read in here gcc would make a masked load, or a branch
+
+
+cdef inlined add_untied(const real* v, const real* e, int run, const real* m, bint moments, double* t, double* w,
+                        uint32_t* ties32, uint64_t* ties64) noexcept nogil:
+    """Add the exponentials e of `run` vectors v, at most RUN, to the lanes' sums t, but for elements at the maximum m, which
+    are counted in ties, of the data's size; and if asked (m - v) e to w."""
+    cdef real s, u
+    cdef uint32_t hits32
+    cdef uint64_t hits64
+    cdef int j
+    for j in range(LANES):
+        hits32 = 0
+        s = untied(e[j], v[j], m[j], &hits32)
+        if run > 1:
+            s += untied(e[LANES + j], v[LANES + j], m[j], &hits32)
+        if run > 2:
+            s += untied(e[2 * LANES + j], v[2 * LANES + j], m[j], &hits32)
+        if run > 3:
+            s += untied(e[3 * LANES + j], v[3 * LANES + j], m[j], &hits32)
+        t[j] += s
+        if real is float:
+            ties32[j] += hits32
+        if moments:
+            u = fall(m[j], v[j]) * e[j]
+            if run > 1:
+                u += fall(m[j], v[LANES + j]) * e[LANES + j]
+            if run > 2:
+                u += fall(m[j], v[2 * LANES + j]) * e[2 * LANES + j]
+            if run > 3:
+                u += fall(m[j], v[3 * LANES + j]) * e[3 * LANES + j]
+            w[j] += u
+    if real is double:
+        # In a loop of its own: without AVX gcc would make scalar code of both.
+        for j in range(LANES):
+            hits64 = v[j] == m[j]
+            if run > 1:
+                hits64 += v[LANES + j] == m[j]
+            if run > 2:
+                hits64 += v[2 * LANES + j] == m[j]
+            if run > 3:
+                hits64 += v[3 * LANES + j] == m[j]
+            ties64[j] += hits64
+
+
+cdef inlined tied_sums(const real* x, Py_ssize_t count, const real* maxima, bint moments, double* sums, double* moment,
+                       double* ties, const char* next, char* target) noexcept nogil:
+    """tied_sum_lanes and tied_moment_lanes."""
     cdef real exps[EXPS]
     cdef real m[LANES]
-    cdef real s[LANES]
-    cdef real u[LANES]
     cdef double t[LANES]
     cdef double w[LANES]
     cdef uint32_t hits32[LANES]
     cdef uint64_t hits64[LANES]
-    cdef Py_ssize_t at[3]
-    cdef Py_ssize_t i = 0, k, vectors, stop
+    cdef Py_ssize_t i = 0, k, vectors
     cdef int j
     cdef const real* v
     cdef const real* e
-    cdef real a
-    at[0] = at[1] = at[2] = -1
     for j in range(LANES):
         m[j] = maxima[j]
         t[j] = w[j] = 0
         hits32[j] = hits64[j] = 0
     while i < count:
         vectors = vectors_at_once(count - i)
-        exp_vectors(x, i, vectors, x, at, m, NULL, exps, next, target)
-        k = 0
-        while k < vectors:
-            stop = k + RUN if k + RUN < vectors else vectors
-            for j in range(LANES):
-                s[j] = u[j] = 0
-            while k < stop:
-                v = x + (i + k) * LANES
-                e = exps + k * LANES
-                for j in range(LANES):
-                    a = e[j]     # read in any case: gcc would make a masked load, or a branch, of one in the select
-                    s[j] += 0 if v[j] == m[j] else a
-                    if moments:
-                        u[j] += fall(m[j], v[j]) * a
-                for j in range(LANES):
-                    if real is float:
-                        hits32[j] += v[j] == m[j]
-                    else:
-                        hits64[j] += v[j] == m[j]
-                k += 1
-            for j in range(LANES):
-                t[j] += s[j]
-                w[j] += u[j]
+        for k in range(vectors):
+            fk_prefetch(next, (i + k) * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch_write(target, (i + k) * LANES * sizeof(real), LANES * sizeof(real))
+            exp_vector(x + (i + k) * LANES, m, exps + k * LANES)
+        v = x + i * LANES
+        e = exps
+        for k in range(vectors // RUN):
+            add_untied(v, e, RUN, m, moments, t, w, hits32, hits64)
+            v += RUN * LANES
+            e += RUN * LANES
+        # Of a number that is known to the compiler each becomes a loop over the lanes.
+        if vectors % RUN == 1:
+            add_untied(v, e, 1, m, moments, t, w, hits32, hits64)
+        elif vectors % RUN == 2:
+            add_untied(v, e, 2, m, moments, t, w, hits32, hits64)
+        elif vectors % RUN == 3:
+            add_untied(v, e, 3, m, moments, t, w, hits32, hits64)
         i += vectors
     for j in range(LANES):
         sums[j] = t[j] * FK_DOWN
-        moment[j] = w[j] * FK_DOWN
-        ties[j] = <double>hits32[j] if real is float else <double>hits64[j]
+        ties[j] = <double>hits32[j] if real is float else double_from_u52(hits64[j])
+        if moments:
+            moment[j] = w[j] * FK_DOWN
+
+
+cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, double* sums, double* ties, const char* next,
+                         char* target) noexcept nogil:
+    """Per lane, where the maximum is known: the sum of exp(x - maximum) over the elements below it and the number of those
+    that equal it. What will be read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
+    tied_sums(x, count, maxima, False, sums, NULL, ties, next, target)
+
+
+cdef loop tied_moment_lanes(const real* x, Py_ssize_t count, const real* maxima, double* sums, double* moment, double* ties,
+                            const char* next) noexcept nogil:
+    """tied_sum_lanes, and the sum of (maximum - x) exp(x - maximum)."""
+    tied_sums(x, count, maxima, True, sums, moment, ties, next, NULL)
 
 
 cdef loop weighted_lanes(const real* x, const real* b, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
@@ -434,7 +484,10 @@ cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, c
         top[j] = lowest(top[j]) if top[j] == -INFINITY else top[j]
         a.m[first + j] = top[j]
         a.s_lo[first + j] = a.u_lo[first + j] = 0
-    tied_sum_lanes(tile, classes, top, moments, a.s + first, a.u + first, a.c + first, next, target)
+    if moments:
+        tied_moment_lanes(tile, classes, top, a.s + first, a.u + first, a.c + first, next)
+    else:
+        tied_sum_lanes(tile, classes, top, a.s + first, a.c + first, next, target)
 
 
 cdef void merge_logsumexp(State* st, State* other) noexcept nogil:
@@ -465,22 +518,59 @@ cdef inline Py_ssize_t whole_groups(Py_ssize_t rows) noexcept nogil:
     return (rows + 7) // 8 * 8
 
 
+# The logarithms are made in steps, each for all rows of a tile: a row's steps wait for one another, those of others do not.
+
+cdef void logs_of_sums(const double* y, Py_ssize_t whole, double* hi, double* lo) noexcept nogil:
+    """log(1 + y) = hi + lo of whole groups of rows, hi a multiple of ln 2."""
+    cdef double f[TILE]
+    cdef double s[TILE]
+    cdef double k[TILE]
+    cdef Py_ssize_t j
+    for j in range(whole):
+        f[j] = split_sum_f64(y[j], &k[j])
+        s[j] = f[j] / (2 + f[j])
+    for j in range(whole):
+        log1p_sum_join_f64(y[j], f[j], s[j], k[j], &hi[j], &lo[j])
+
+
+cdef void single_logs_of_sums(const double* y, Py_ssize_t whole, double* log_sum) noexcept nogil:
+    """The same as one number, for results in float, which a double has digits enough for."""
+    cdef double f[TILE]
+    cdef double k[TILE]
+    cdef Py_ssize_t j
+    for j in range(whole):
+        f[j] = split_sum_f64(y[j], &k[j])
+    for j in range(whole):
+        log_sum[j] = log1p_sum_join_f32(y[j], f[j], k[j])
+
+
+cdef inline void excesses(const Sums* a, Py_ssize_t whole, double* y) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(whole):
+        y[j] = excess(a, j)
+
+
 cdef void finish_logsumexp(const Sums* a, Py_ssize_t rows, bint single, double* out) noexcept nogil:
     """m + log(c + s). The log comes as k ln 2 + rest: m + k ln 2 is added exactly first, so that nothing is lost where m is
-    near -log(c + s). single: for results in float, which a double has digits enough for."""
-    cdef double hi, lo, sum, b, tail
+    near -log(c + s). single: for results in float."""
+    cdef double y[TILE]
+    cdef double hi[TILE]
+    cdef double lo[TILE]
+    cdef double sum, b, tail
     cdef Py_ssize_t j, whole = whole_groups(rows)
+    excesses(a, whole, y)
     if single:
+        single_logs_of_sums(y, whole, lo)
         for j in range(whole):
-            out[j] = a.m[j] + log1p_sum_f32(excess(a, j))
+            out[j] = a.m[j] + lo[j]
         return
+    logs_of_sums(y, whole, hi, lo)
     for j in range(whole):
-        log1p_sum_split_f64(excess(a, j), &hi, &lo)
-        sum = a.m[j] + hi
+        sum = a.m[j] + hi[j]
         b = sum - a.m[j]
-        tail = (a.m[j] - (sum - b)) + (hi - b)
+        tail = (a.m[j] - (sum - b)) + (hi[j] - b)
         tail = tail if tail == tail else 0       # m infinite
-        out[j] = sum + (tail + lo)
+        out[j] = sum + (tail + lo[j])
 
 
 cdef void finish_weighted(const Sums* a, Py_ssize_t rows, bint signed, double* out, double* sign) noexcept nogil:
@@ -525,15 +615,19 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
                                    double* out) noexcept nogil:
     """H = log(c + s) + u / (c + s): both parts are >= 0 up to the rounding of m, so nothing cancels. single: as in
     finish_logsumexp."""
+    cdef double y[TILE]
+    cdef double hi[TILE]
+    cdef double lo[TILE]
     cdef Py_ssize_t j, whole = whole_groups(rows)
-    cdef double hi, lo
+    excesses(a, whole, y)
     if single:
+        single_logs_of_sums(y, whole, lo)
         for j in range(whole):
-            out[j] = entropy_of(a, j, log1p_sum_f32(excess(a, j)), scale)
+            out[j] = entropy_of(a, j, lo[j], scale)
         return
+    logs_of_sums(y, whole, hi, lo)
     for j in range(whole):
-        log1p_sum_split_f64(excess(a, j), &hi, &lo)
-        out[j] = entropy_of(a, j, hi + lo, scale)
+        out[j] = entropy_of(a, j, hi[j] + lo[j], scale)
 
 
 # ---- softmax and log_softmax ----------------------------------------------------------------------------------------------
@@ -776,18 +870,19 @@ cdef void log_softmax_across(real* tile, Py_ssize_t classes, const Sums* a) noex
 cdef void map_factors(const Sums* a, Py_ssize_t rows, bint log, bint single, double* k) noexcept nogil:
     """What map_block calls k; NaN where the row has no softmax (a +inf, or nothing above -inf). single: as in
     finish_logsumexp."""
+    cdef double y[TILE]
+    cdef double lo[TILE]
     cdef Py_ssize_t j, whole = whole_groups(rows)
-    cdef double hi, lo
+    excesses(a, whole, y)
     if log and single:
-        for j in range(whole):
-            k[j] = log1p_sum_f32(excess(a, j))
+        single_logs_of_sums(y, whole, k)
     elif log:
+        logs_of_sums(y, whole, k, lo)
         for j in range(whole):
-            log1p_sum_split_f64(excess(a, j), &hi, &lo)
-            k[j] = hi + lo
+            k[j] += lo[j]
     else:
         for j in range(whole):
-            k[j] = FK_DOWN / (1 + excess(a, j))
+            k[j] = FK_DOWN / (1 + y[j])
     for j in range(whole):
         k[j] = NAN if a.m[j] == INFINITY else k[j]
         k[j] = NAN if a.c[j] + a.s[j] == 0 else k[j]

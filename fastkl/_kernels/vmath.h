@@ -398,28 +398,30 @@ VMATH double split_sum_f64(double y, double *k) {
     return FMA_F64(y, scale, scale - 1.0);
 }
 
-/* log(1 + y) = hi + lo as log1p_split_f64 has it, in fewer steps.
+/* log(1 + y) = hi + lo as log1p_split_f64 has it, in fewer steps; to be cut by split_sum_f64, or whole.
  *
  * Domain: that of split_sum_f64.
  * Error of hi + lo: 1.4 ulp (1.4); of lo, where hi is not 0: 0.35 2^-52.
  * 0: lo = 0; denormals: lo = y; -1: lo = -inf; NaN: lo = NaN. */
-VMATH void log1p_sum_split_f64(double y, double *hi, double *lo) {
-    double k;
-    const double f = split_sum_f64(y, &k);
+VMATH void log1p_sum_join_f64(double y, double f, double s, double k, double *hi, double *lo) {
     const double half_square = 0.5 * f * f;
-    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(f / (2.0 + f), half_square));
+    const double tail = FMA_F64(k, LN2_LO_F64, log_mantissa_f64(s, half_square));
     const double result = f - (half_square - tail);
     *lo = y == -1.0 ? -__builtin_inf() : result;
     *hi = k * LN2_HI_F64;
+}
+
+VMATH void log1p_sum_split_f64(double y, double *hi, double *lo) {
+    double k;
+    const double f = split_sum_f64(y, &k);
+    log1p_sum_join_f64(y, f, f / (2.0 + f), k, hi, lo);
 }
 
 /* log(1 + y), for a result that is rounded to float: by the float's polynomial, in double.
  *
  * Domain: that of split_sum_f64.
  * Error: 2^-27 of the result. 0: 0; denormals: y; -1: -inf; NaN: NaN. */
-VMATH double log1p_sum_f32(double y) {
-    double k;
-    const double f = split_sum_f64(y, &k);
+VMATH double log1p_sum_join_f32(double y, double f, double k) {
     double p = LOG_F32[7];
     p = FMA_F64(p, f, (double)LOG_F32[6]);
     p = FMA_F64(p, f, (double)LOG_F32[5]);
@@ -430,6 +432,12 @@ VMATH double log1p_sum_f32(double y) {
     p = FMA_F64(p, f, (double)LOG_F32[0]);
     const double result = FMA_F64(k, LN2_HI_F64 + LN2_LO_F64, FMA_F64(f * f, FMA_F64(p, f, -0.5), f));
     return y == -1.0 ? -__builtin_inf() : result;
+}
+
+VMATH double log1p_sum_f32(double y) {
+    double k;
+    const double f = split_sum_f64(y, &k);
+    return log1p_sum_join_f32(y, f, k);
 }
 
 /* k such that 2^k q is near p. Only to choose it: p below 2^-125, 0 too, adds less than 2^-29 q to a KL term. The
