@@ -626,6 +626,31 @@ def test_a_bad_label_leaves_no_garbage(dtype: str, rows: int, classes: int, rng:
             assert ((out == 77) | (out == right)).all()
 
 
+@pytest.mark.parametrize("rows", [1, 2, 63, 64, 65, 200])
+def test_a_bad_label_leaves_out_as_it_was(rows: int, rng: np.random.Generator) -> None:
+    classes = 7
+    x = rng.normal(size=(rows, classes))
+    out = np.full(rows, 77.0)
+    for first in {0, rows // 2, rows - 1}:
+        for kind in (np.int64, np.int8, np.dtype(">i4")):
+            labels = rng.integers(classes, size=rows).astype(kind)
+            labels[:first] = np.where(rng.random(first) < 0.5, -100, labels[:first])
+            labels[[first, -1]] = classes, -1
+            bad = int(labels[first])
+            for given in (labels, np.repeat(labels, 3)[::3], labels[:, None][:, 0]):
+                with pytest.raises(IndexError, match=rf"label {bad} in row {first} is out of range for 7 classes"):
+                    fk.softmax_cross_entropy(x, given, ignore_index=-100, out=out)
+            grid = np.stack([labels, labels])[:, ::-1].T      # two axes that no stride steps through
+            with pytest.raises(IndexError, match="out of range for 7 classes"):
+                fk.softmax_cross_entropy(
+                    np.stack([x, x], axis=1), grid, ignore_index=-100, out=np.full((rows, 2), 77.0)
+                )
+            assert (out == 77).all()
+    with pytest.raises(IndexError, match="label 0 in row 0 is out of range for 0 classes"):
+        fk.softmax_cross_entropy(x[:, :0], np.zeros(rows, int), out=out)
+    assert (out == 77).all()
+
+
 @pytest.mark.parametrize("ignore_index", [-100, 3, 255, 2**31, 2**63 - 1, -(2**63)])
 def test_ignore_index(ignore_index: int, rng: np.random.Generator) -> None:
     x = rng.normal(size=(50, 5))

@@ -654,12 +654,14 @@ cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale
                 t = -closed(a.u[j], a.u_lo[j]) / p_sum
                 out[j] = not_negative(closed(a.s[j], a.s_lo[j]) / p_sum - log1p_gap(t)) * scale
         return
-    for g in range(0, rows, 8):
-        for i in range(8):
-            j = g + i
-            # KL: the two parts may cancel; each is right by itself.
-            t = closed(a.s[j] + a.u[j], a.s_lo[j] + a.u_lo[j]) if op == KL else closed(a.s[j], a.s_lo[j])
-            out[j] = t * scale + 0.0     # + 0.0: a one-hot row's entropy is +0, not -0
+    # + 0.0: a one-hot row's entropy is +0, not -0
+    if op == KL:
+        for j in range(whole_groups(rows)):
+            # The two parts may cancel; each is right by itself.
+            out[j] = closed(a.s[j] + a.u[j], a.s_lo[j] + a.u_lo[j]) * scale + 0.0
+    else:
+        for j in range(whole_groups(rows)):
+            out[j] = closed(a.s[j], a.s_lo[j]) * scale + 0.0
 
 
 cdef inline bint needs_rescaling(const Sums* a, Py_ssize_t j) noexcept nogil:

@@ -306,7 +306,6 @@ def check_labels(cnp.ndarray labels, Py_ssize_t classes, ignored):
     """The first row whose label is out of range, and that label as 64 bits, or (-1, 0); rows in C order."""
     cdef Plan plan
     cdef Py_ssize_t* strides = plan.labels.outer
-    cdef Py_ssize_t row
     cdef int n_outer = cnp.PyArray_NDIM(labels)
     start_plan(&plan, SOFTMAX_CROSS_ENTROPY, labels, 0)
     set_operand(&plan.labels, labels, n_outer, 0)
@@ -315,7 +314,5 @@ def check_labels(cnp.ndarray labels, Py_ssize_t classes, ignored):
     plan.ignored = 0 if ignored is None else ignored
     plan.n_outer = merge_axes(n_outer, plan.outer_shape, &strides, 1)
     with nogil:
-        for row in range(plan.rows):
-            if read_label(&plan, row) == BAD_LABEL:
-                break
+        find_bad_label(&plan)
     return plan.bad_row, plan.bad_label

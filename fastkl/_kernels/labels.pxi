@@ -17,6 +17,35 @@ cdef inline Py_ssize_t read_label(Plan* plan, Py_ssize_t row) noexcept nogil:
     return class_of(plan, row, fk_label(row_pointer(plan, &plan.labels, row), plan.labels.storage, plan.labels.swap))
 
 
+cdef void load_labels(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, uint64_t* labels) noexcept nogil:
+    """The labels of some rows, each loaded once."""
+    cdef Py_ssize_t j
+    if plan.n_outer <= 1:
+        fk_labels(row_pointer(plan, &plan.labels, row), last_stride(plan.n_outer, plan.labels.outer), rows,
+                  plan.labels.storage, plan.labels.swap, labels)
+    else:
+        for j in range(rows):
+            labels[j] = fk_label(row_pointer(plan, &plan.labels, row + j), plan.labels.storage, plan.labels.swap)
+
+
+cdef void find_bad_label(Plan* plan) noexcept nogil:
+    """Record the first row whose label is out of range, if there is one. All of a tile are compared before it is asked which,
+    for it is seldom any."""
+    cdef uint64_t labels[TILE]
+    cdef uint64_t classes = <uint64_t>plan.classes, none_ignored = not plan.has_ignored, bad
+    cdef Py_ssize_t row = 0, n, j
+    while row < plan.rows and plan.bad_row < 0:
+        n = TILE if row + TILE < plan.rows else plan.rows - row
+        load_labels(plan, row, n, labels)
+        bad = 0
+        for j in range(n):
+            bad |= (labels[j] >= classes) & ((labels[j] != plan.ignored) | none_ignored)
+        if bad:
+            for j in range(n):
+                class_of(plan, row + j, labels[j])
+        row += n
+
+
 cdef void take_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, Sums* a,
                       Py_ssize_t first) noexcept nogil:
     """The labels of up to LANES short rows, to places first .. first + rows of the sums, and their logits, which are
@@ -24,12 +53,7 @@ cdef void take_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, S
     cdef uint64_t labels[LANES]
     cdef Py_ssize_t j, c
     cdef real* x
-    if plan.n_outer <= 1:
-        fk_labels(row_pointer(plan, &plan.labels, row), last_stride(plan.n_outer, plan.labels.outer), rows,
-                  plan.labels.storage, plan.labels.swap, labels)
-    else:
-        for j in range(rows):
-            labels[j] = fk_label(row_pointer(plan, &plan.labels, row + j), plan.labels.storage, plan.labels.swap)
+    load_labels(plan, row, rows, labels)
     for j in range(rows):
         c = class_of(plan, row + j, labels[j])
         a.index[first + j] = c
@@ -50,31 +74,42 @@ cdef inline double label_loss(double m, double y, double label, Py_ssize_t index
     return NAN if index == BAD_LABEL else loss
 
 
+cdef inline double rest_of(double t, double y, double e) noexcept nogil:
+    """What the loss is log1p of, but for t where that is positive: t is m - x_label, e is exp(-abs(t))."""
+    cdef double rest = e * (1 + y)
+    return y + e if t > 0 else rest
+
+
 cdef void finish_label_loss(const Sums* a, Py_ssize_t rows, bint single, double* out) noexcept nogil:
     """loss = softplus(z), z = m + log(c + s) - x_label, without forming z where that would lose digits. single: for
     results in float, whose last digit bears the float's exponential of the rounded difference."""
-    cdef double t, e, y, rest, loss, hi, lo
+    cdef double y[TILE]
+    cdef double rest[TILE]
+    cdef double hi[TILE]
+    cdef double lo[TILE]
+    cdef double r[TILE]
+    cdef double scale[TILE]
     cdef float fall[TILE]
+    cdef double t, e
     cdef Py_ssize_t j, whole = whole_groups(rows)
+    excesses(a, whole, y)      # the others' sum, less 1
     if single:
         for j in range(whole):
             t = a.m[j] - a.label[j]
             fall[j] = exp_up_f32(<float>(-t if t > 0 else t))
         for j in range(whole):
+            rest[j] = rest_of(a.m[j] - a.label[j], y[j], fall[j] * FK_DOWN)
+        single_logs_of_sums(rest, whole, lo)
+        for j in range(whole):
+            hi[j] = 0
+    else:
+        for j in range(whole):
             t = a.m[j] - a.label[j]
-            y = excess(a, j)                 # the others' sum, less 1
-            e = fall[j] * FK_DOWN
-            rest = e * (1 + y)
-            rest = y + e if t > 0 else rest
-            loss = log1p_sum_f32(rest) + (t if t > 0 else 0)
-            out[j] = label_loss(a.m[j], y, a.label[j], a.index[j], loss)
-        return
+            exp_cut_f64(-t if t > 0 else t, &r[j], &scale[j])
+        for j in range(whole):
+            e = exp_join_f64(r[j], scale[j]) * FK_DOWN
+            rest[j] = rest_of(a.m[j] - a.label[j], y[j], e)
+        logs_of_sums(rest, whole, hi, lo)
     for j in range(whole):
         t = a.m[j] - a.label[j]
-        y = excess(a, j)
-        e = exp_up_f64(-t if t > 0 else t) * FK_DOWN
-        rest = e * (1 + y)
-        rest = y + e if t > 0 else rest
-        log1p_sum_split_f64(rest, &hi, &lo)
-        loss = (hi + lo) + (t if t > 0 else 0)
-        out[j] = label_loss(a.m[j], y, a.label[j], a.index[j], loss)
+        out[j] = label_loss(a.m[j], y[j], a.label[j], a.index[j], (hi[j] + lo[j]) + (t if t > 0 else 0))
