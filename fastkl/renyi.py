@@ -446,9 +446,9 @@ _LARGEST = float(np.finfo(FLOAT64).max)
 
 def _order(alpha: Any, least: float, most: float) -> float:
     """The order, found to be a number for which the function is defined."""
-    if type(alpha) not in (int, float) and (
-        isinstance(alpha, (bool, np.bool_)) or not isinstance(alpha, (int, float, np.integer, np.floating))
-    ):
+    if type(alpha) is float and least <= alpha <= most:
+        return alpha
+    if isinstance(alpha, (bool, np.bool_)) or not isinstance(alpha, (int, float, np.integer, np.floating)):
         raise TypeError(f"alpha takes a number, not {alpha!r}")
     order = float(alpha)
     if not least <= order <= most:
@@ -468,12 +468,15 @@ def _per_row(
     n_threads: int | None,
 ) -> Any:  # fmt: skip
     """Run one of them, from the arguments as they are given."""
-    scale = _args.log_scale(base)
+    scale = 1.0 if base is None else _args.log_scale(base)
     known = _args.is_settled(given, temperature)    # as in per_pair
-    inputs: Any = operands if known else _arrays(operands, names)
+    inputs: Any = operands
     forms = None
-    if not known or given != "probs" or normalize:
+    if not known:
+        inputs = _arrays(operands, names)
         forms = _args.forms(given, temperature, normalize, inputs, names)
+    elif normalize or given != "probs":
+        forms = _args.settled_forms(given, normalize, len(operands))
     value = _kernels.active.of_order_plain(measure, inputs, axis, where, keepdims, out, n_threads, alpha, forms, scale)
     if value is not None:
         return value

@@ -41,7 +41,7 @@ cdef struct Alpha:
     bint logs[2]                    # an operand holds logarithms
     bint divided[2]                 # and is divided by its sum
     double temperature[2]
-    int lanes                       # in use: a multiple of 8
+    int lanes                       # in use: a multiple of FK_DOUBLES
 
 # What turns an operand's numbers into a distribution's, a lane a row.
 cdef struct Frame:
@@ -85,7 +85,7 @@ cdef loop alpha_mass_lanes(const double* x, Py_ssize_t count, Py_ssize_t in_use,
     cdef double t_lo[LANES]
     cdef double t_k[LANES]
     cdef Py_ssize_t i
-    cdef int j, lanes = in_use & -8
+    cdef int j, lanes = in_use & -FK_DOUBLES
     cdef const double* v
     for j in range(lanes):
         t[j] = s[j]
@@ -109,7 +109,7 @@ cdef inline void logs_of(const double* v, bint logs, double temperature, const d
                          const double* hi, const double* lo, int in_use, double* x, double* x_lo,
                          double* present, double* bad) noexcept nogil:
     """The logarithms of a vector of an operand; whether each is a probability above 0, and NaN where it is none."""
-    cdef int j, lanes = in_use & -8
+    cdef int j, lanes = in_use & -FK_DOUBLES
     cdef double y[LANES]
     cdef double y_lo[LANES]
     cdef double k, n
@@ -157,7 +157,7 @@ cdef loop alpha_pair_lanes(const Alpha* o, const double* p, const double* q, Py_
     cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY, none = -1e18, least = 5e-324
     cdef double qm, tail, qk, z, rest, both
     cdef Py_ssize_t i
-    cdef int j, lanes = o.lanes & -8    # gcc sees that no remainder is left
+    cdef int j, lanes = o.lanes & -FK_DOUBLES    # gcc sees that no remainder is left
     cdef const double* v
     cdef const double* w
     for j in range(lanes):
@@ -251,7 +251,7 @@ cdef loop alpha_one_lanes(const Alpha* o, const double* p, Py_ssize_t count, Fra
     cdef double zero = 0, one = 1, nan = NAN, infinity = INFINITY, none = -1e18
     cdef double z, rest
     cdef Py_ssize_t i
-    cdef int j, lanes = o.lanes & -8
+    cdef int j, lanes = o.lanes & -FK_DOUBLES
     cdef const double* v
     for j in range(lanes):
         bad[j] = f.bad[j]     # not in place, which might be the operands'
@@ -718,7 +718,9 @@ cdef int execute_alpha(Alpha* o, int threads, real* like) noexcept nogil:
     """Fill the output; returns -1 where memory for the threads' scratch is not to be had."""
     cdef Py_ssize_t size, stride, tiles, t, step
     cdef double* scratch = NULL
-    o.lanes = <int>((o.plan.rows + 7) & -8) if o.plan.classes <= ACROSS and o.plan.rows < LANES else LANES
+    o.lanes = LANES
+    if o.plan.classes <= ACROSS and o.plan.rows < LANES:
+        o.lanes = <int>((o.plan.rows + FK_DOUBLES - 1) & -FK_DOUBLES)
     if o.plan.classes <= ACROSS:
         size = LANES
         stride = 3 * o.plan.classes * LANES

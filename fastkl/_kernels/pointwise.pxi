@@ -182,11 +182,37 @@ cdef inlined terms_of_strip(int op, const real* p, const real* q, const real* d,
             s[k * LANES + j] = term(op, p[k * LANES + j], q[k * LANES + j], gap_of(p, q, d, k * LANES + j), weight)
 
 
+cdef inlined terms_of_few(int op, const real* p, const real* q, const real* d, real weight, Py_ssize_t vectors,
+                          real* s) noexcept nogil:
+    """terms_of_strip where no lane but the first FEW_LANES is in use: a small call would spend most of its time on the others."""
+    cdef real x[LANES]
+    cdef real y[LANES]
+    cdef real gap[LANES]
+    cdef real e[LANES]
+    cdef Py_ssize_t k
+    cdef int j
+    for j in range(LANES):
+        x[j] = y[j] = gap[j] = 0
+    for k in range(vectors):
+        for j in range(FEW_LANES):
+            x[k * FEW_LANES + j] = p[k * LANES + j]
+            y[k * FEW_LANES + j] = q[k * LANES + j]
+            gap[k * FEW_LANES + j] = gap_of(p, q, d, k * LANES + j)
+    terms_of_strip(op, x, y, gap, weight, 1, e)
+    for k in range(vectors):
+        for j in range(LANES):
+            s[k * LANES + j] = 0
+        for j in range(FEW_LANES):
+            s[k * LANES + j] = e[k * FEW_LANES + j]
+
+
 cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
-                       const Py_ssize_t* at, const Reciprocals* by, real weight, double* sums, double* overlaps,
-                       double* masses, double* masses_lo, int* odd, const char* p_next, const char* q_next) noexcept nogil:
+                       const Py_ssize_t* at, Py_ssize_t in_use, const Reciprocals* by, real weight, double* sums,
+                       double* overlaps, double* masses, double* masses_lo, int* odd, const char* p_next,
+                       const char* q_next) noexcept nogil:
     """A lane's sum of terms, and 1 in odd where one of its pairs was out of the terms' domain; for BHATTACHARYYA also the
-    sums of sqrt(p q), not divided by the rows' sums, and unless there are such that of p + q (a two-sum)."""
+    sums of sqrt(p q), not divided by the rows' sums, and unless there are such that of p + q (a two-sum). in_use: how
+    many lanes, from the first on, count."""
     cdef real p_spare[STRIP]
     cdef real q_spare[STRIP]
     cdef real p_divided[STRIP]
@@ -226,7 +252,9 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
             a = p_divided
             b = q_divided
         fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
-        if by == NULL:
+        if in_use <= FEW_LANES:
+            terms_of_few(op, a, b, NULL if by == NULL else d, weight, vectors, s)
+        elif by == NULL:
             terms_of_strip(op, x, y, NULL, weight, vectors, s)
         else:
             terms_of_strip(op, a, b, d, weight, vectors, s)
@@ -242,8 +270,9 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
                 for j in range(LANES):
                     odd[j] |= s[k * LANES + j] != zero
         if op == BHATTACHARYYA:
-            for j in range(n):
-                s[j] = root(x[j]) * root(y[j])
+            for k in range(vectors):
+                for j in range(LANES if in_use > FEW_LANES else FEW_LANES):
+                    s[k * LANES + j] = root(x[k * LANES + j]) * root(y[k * LANES + j])
             add_strip(s, vectors, u, u_lo)
         if op == BHATTACHARYYA and by == NULL:
             for k in range(vectors):
@@ -265,30 +294,31 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
 
 
 cdef loop term_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
-                     const Py_ssize_t* at, const Reciprocals* by, real weight, double* sums, double* overlaps,
-                     double* masses, double* masses_lo, int* odd, const char* p_next, const char* q_next) noexcept nogil:
+                     const Py_ssize_t* at, Py_ssize_t in_use, const Reciprocals* by, real weight, double* sums,
+                     double* overlaps, double* masses, double* masses_lo, int* odd, const char* p_next,
+                     const char* q_next) noexcept nogil:
     """sum_terms, compiled for each operation."""
     if op == JS or op == JS_DISTANCE:
-        sum_terms[real](JS, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
-                        odd, p_next, q_next)
+        sum_terms[real](JS, p, q, count, p_patch, q_patch, at, in_use, by, weight, sums, overlaps, masses,
+                        masses_lo, odd, p_next, q_next)
     elif op == JEFFREYS:
-        sum_terms[real](JEFFREYS, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
-                        odd, p_next, q_next)
+        sum_terms[real](JEFFREYS, p, q, count, p_patch, q_patch, at, in_use, by, weight, sums, overlaps, masses,
+                        masses_lo, odd, p_next, q_next)
     elif op == HELLINGER:
-        sum_terms[real](HELLINGER, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
-                        odd, p_next, q_next)
+        sum_terms[real](HELLINGER, p, q, count, p_patch, q_patch, at, in_use, by, weight, sums, overlaps, masses,
+                        masses_lo, odd, p_next, q_next)
     elif op == BHATTACHARYYA:
-        sum_terms[real](BHATTACHARYYA, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
-                        odd, p_next, q_next)
+        sum_terms[real](BHATTACHARYYA, p, q, count, p_patch, q_patch, at, in_use, by, weight, sums, overlaps, masses,
+                        masses_lo, odd, p_next, q_next)
     elif op == TOTAL_VARIATION:
-        sum_terms[real](TOTAL_VARIATION, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
-                        odd, p_next, q_next)
+        sum_terms[real](TOTAL_VARIATION, p, q, count, p_patch, q_patch, at, in_use, by, weight, sums, overlaps, masses,
+                        masses_lo, odd, p_next, q_next)
     elif op == CHI2:
-        sum_terms[real](CHI2, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
-                        odd, p_next, q_next)
+        sum_terms[real](CHI2, p, q, count, p_patch, q_patch, at, in_use, by, weight, sums, overlaps, masses,
+                        masses_lo, odd, p_next, q_next)
     else:
-        sum_terms[real](TRIANGULAR, p, q, count, p_patch, q_patch, at, by, weight, sums, overlaps, masses, masses_lo,
-                        odd, p_next, q_next)
+        sum_terms[real](TRIANGULAR, p, q, count, p_patch, q_patch, at, in_use, by, weight, sums, overlaps, masses,
+                        masses_lo, odd, p_next, q_next)
 
 
 cdef inlined sum_any_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch,
@@ -462,7 +492,7 @@ cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double 
             each.p_lo[j] = st.by_p_lo
             each.q[j] = st.by_q
             each.q_lo[j] = st.by_q_lo
-    term_lanes(op, p, q, count, p_patch, q_patch, at, by, <real>weight, s, u, w, w_lo, odd, p_next, q_next)
+    term_lanes(op, p, q, count, p_patch, q_patch, at, LANES, by, <real>weight, s, u, w, w_lo, odd, p_next, q_next)
     if mark_odd(op, s, u, odd, smallest_q(p[0])):
         any_term_lanes(op, p, q, count, p_patch, q_patch, at, by, weight, s, u, w, w_lo)
     two_sum_add(&st.s, &st.s_lo, fold_sum(s))
@@ -497,8 +527,8 @@ cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes,
             take_reciprocal(u[j], u_lo[j], &each.q[j], &each.q_lo[j])
     for j in range(LANES):
         a.s_lo[first + j] = a.u_lo[first + j] = 0
-    term_lanes(op, p, q, classes, p, q, at, by, <real>weight, a.s + first, a.u + first, a.v + first, a.v_lo + first, odd,
-               p_next, q_next)
+    term_lanes(op, p, q, classes, p, q, at, rows, by, <real>weight, a.s + first, a.u + first, a.v + first, a.v_lo + first,
+               odd, p_next, q_next)
     if mark_odd(op, a.s + first, a.u + first, odd, smallest_q(p[0])):
         any_term_lanes(op, p, q, classes, p, q, at, by, weight, s, s_lo, u, u_lo)
         for j in range(LANES):
@@ -524,21 +554,27 @@ cdef inline double distance_of(double h, double overlap, double gap) noexcept no
 
 cdef void finish_terms(const Plan* plan, const Sums* a, Py_ssize_t row, Py_ssize_t rows, double* out) noexcept nogil:
     """From sums to results. Rows that `divided` may have led out of its range are read again."""
-    cdef double s, overlap
-    cdef Py_ssize_t j
-    for j in range(rows):
-        s = closed(a.s[j], a.s_lo[j])
-        if plan.op == BHATTACHARYYA:
+    cdef double s[TILE]
+    cdef double overlap
+    cdef Py_ssize_t j, whole = whole_groups(rows)
+    for j in range(whole):
+        s[j] = closed(a.s[j], a.s_lo[j])
+    if plan.op == BHATTACHARYYA:
+        for j in range(rows):
             overlap = closed(a.u[j], a.u_lo[j])
-            s = distance_of(s, overlap, 0 if plan.normalize else ((a.v[j] - 2) + a.v_lo[j]) / 2)
+            s[j] = distance_of(s[j], overlap, 0 if plan.normalize else ((a.v[j] - 2) + a.v_lo[j]) / 2)
             if overlap < 2.0 ** -900:     # products of roots may be denormal, or 0
-                s = NAN
-        if (s != s or plan.classes == 0) and (plan.normalize or plan.op == BHATTACHARYYA):
-            s = far_row(plan, row + j)
-        s *= plan.scale
-        if plan.op == JS_DISTANCE or plan.op == HELLINGER:
-            s = sqrt(s)
-        out[j] = s + 0.0
+                s[j] = NAN
+    if plan.normalize or plan.op == BHATTACHARYYA:
+        for j in range(rows):
+            if s[j] != s[j] or plan.classes == 0:
+                s[j] = far_row(plan, row + j)
+    if plan.op == JS_DISTANCE or plan.op == HELLINGER:
+        for j in range(whole):
+            out[j] = sqrt(s[j] * plan.scale) + 0.0
+    else:
+        for j in range(whole):
+            out[j] = s[j] * plan.scale + 0.0
 
 
 cdef double far_row(const Plan* plan, Py_ssize_t row) noexcept nogil:
