@@ -228,11 +228,14 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
     cdef uint32_t highest[WORDS]
     cdef real low = smallest_q(<real>0), zero = 0, least
     cdef double both, part
+    cdef bint few = False
     cdef Py_ssize_t i = 0, j, k, vectors, n
     cdef const real* x
     cdef const real* y
     cdef const real* a
     cdef const real* b
+    if real is double:     # floats' lanes cost half as much
+        few = in_use <= FEW_LANES
     for j in range(LANES):
         t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
         odd[j] = 0
@@ -252,7 +255,7 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
             a = p_divided
             b = q_divided
         fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
-        if in_use <= FEW_LANES:
+        if few:
             terms_of_few(op, a, b, NULL if by == NULL else d, weight, vectors, s)
         elif by == NULL:
             terms_of_strip(op, x, y, NULL, weight, vectors, s)
@@ -271,7 +274,7 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
                     odd[j] |= s[k * LANES + j] != zero
         if op == BHATTACHARYYA:
             for k in range(vectors):
-                for j in range(LANES if in_use > FEW_LANES else FEW_LANES):
+                for j in range(FEW_LANES if few else LANES):
                     s[k * LANES + j] = root(x[k * LANES + j]) * root(y[k * LANES + j])
             add_strip(s, vectors, u, u_lo)
         if op == BHATTACHARYYA and by == NULL:
