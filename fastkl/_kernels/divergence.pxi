@@ -643,24 +643,21 @@ cdef inline double not_negative(double x) noexcept nogil:
 
 cdef void finish_divergence(int op, const Sums* a, Py_ssize_t rows, double scale, double* out) noexcept nogil:
     cdef double t, p_sum
-    cdef Py_ssize_t g, j
-    cdef int i
+    cdef Py_ssize_t j, whole = whole_groups(rows)
     if op == KL_NORMALIZED:
         # KL(p/P || q/Q) = G/P - (t - log1p(t)), t = Q/P - 1
-        for g in range(0, rows, 8):
-            for i in range(8):
-                j = g + i
-                p_sum = closed(a.v[j], a.v_lo[j])
-                t = -closed(a.u[j], a.u_lo[j]) / p_sum
-                out[j] = not_negative(closed(a.s[j], a.s_lo[j]) / p_sum - log1p_gap(t)) * scale
+        for j in range(whole):
+            p_sum = closed(a.v[j], a.v_lo[j])
+            t = -closed(a.u[j], a.u_lo[j]) / p_sum
+            out[j] = not_negative(closed(a.s[j], a.s_lo[j]) / p_sum - log1p_gap(t)) * scale
         return
     # + 0.0: a one-hot row's entropy is +0, not -0
     if op == KL:
-        for j in range(whole_groups(rows)):
+        for j in range(whole):
             # The two parts may cancel; each is right by itself.
             out[j] = closed(a.s[j] + a.u[j], a.s_lo[j] + a.u_lo[j]) * scale + 0.0
     else:
-        for j in range(whole_groups(rows)):
+        for j in range(whole):
             out[j] = closed(a.s[j], a.s_lo[j]) * scale + 0.0
 
 

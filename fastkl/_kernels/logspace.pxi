@@ -63,18 +63,25 @@ cdef inline Py_ssize_t vectors_at_once(Py_ssize_t left) noexcept nogil:
     return EXPS // LANES if left > EXPS // LANES else left
 
 
+cdef inlined exp_run(const real* x, Py_ssize_t first, Py_ssize_t vectors, const real* m, real* e, const char* next,
+                     char* target) noexcept nogil:
+    """e = 2^64 exp(x - m) of vectors first .. first + vectors, which lie side by side; e may be where they lie. What will be
+    read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
+    cdef Py_ssize_t k
+    for k in range(vectors):
+        fk_prefetch(next, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
+        fk_prefetch_write(target, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
+        exp_vector(x + (first + k) * LANES, m, e + k * LANES)
+
+
 cdef inlined exp_vectors(const real* x, Py_ssize_t first, Py_ssize_t vectors, const real* patch, const Py_ssize_t* at,
                          const real* m, real* top, real* e, const char* next, char* target) noexcept nogil:
-    """e = 2^64 exp(x - m) of vectors first .. first + vectors, m a lane; top: the lanes' maxima so far, or NULL. What will
-    be read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
-    cdef Py_ssize_t i = first, stop = first + vectors, k, whole
+    """exp_run where some vectors are patched; top: the lanes' maxima so far, or NULL."""
+    cdef Py_ssize_t i = first, stop = first + vectors, whole
     while i < stop:
         # Up to the next vector that is patched all lie side by side: the loops have no question to ask.
         whole = next_patch(i, stop, at)
-        for k in range(i, whole):
-            fk_prefetch(next, k * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch_write(target, k * LANES * sizeof(real), LANES * sizeof(real))
-            exp_vector(x + k * LANES, m, e + (k - first) * LANES)
+        exp_run(x, i, whole - i, m, e + (i - first) * LANES, next, target)
         if top != NULL:
             raise_tops_by(x + i * LANES, whole - i, top)
         i = whole
@@ -104,7 +111,7 @@ cdef inlined add_exps(const real* e, Py_ssize_t vectors, double* t) noexcept nog
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
                         double* sums, real* tops, const char* next, char* target) noexcept nogil:
     """Per lane: 2^64 times the sum of exp(x - m), but for the element `hole`, and the maximum, of that element too. For
-    `next` and `target` see exp_vectors."""
+    `next` and `target` see exp_run."""
     cdef real exps[EXPS]
     cdef real reference[LANES]
     cdef real top[LANES]
@@ -251,10 +258,7 @@ cdef inlined tied_sums(const real* x, Py_ssize_t count, const real* maxima, bint
         hits32[j] = hits64[j] = 0
     while i < count:
         vectors = vectors_at_once(count - i)
-        for k in range(vectors):
-            fk_prefetch(next, (i + k) * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch_write(target, (i + k) * LANES * sizeof(real), LANES * sizeof(real))
-            exp_vector(x + (i + k) * LANES, m, exps + k * LANES)
+        exp_run(x, i, vectors, m, exps, next, target)
         v = x + i * LANES
         e = exps
         for k in range(vectors // RUN):
@@ -637,7 +641,7 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const Py_ssize_t* at, real m, real* out,
                           double* sums, const char* next, char* target) noexcept nogil:
     """out = 2^64 exp(x - m) of n elements, out may be x; and its sum per lane, as if it were of more digits than the data:
-    small ones added to a 1 one after another would all be rounded the same way. For `next` and `target` see exp_vectors."""
+    small ones added to a 1 one after another would all be rounded the same way. For `next` and `target` see exp_run."""
     cdef real exps[EXPS]
     cdef real reference[LANES]
     cdef double t[LANES]
@@ -767,10 +771,7 @@ cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, d
     cdef int j
     cdef const real* v
     cdef const real* w
-    for c in range(classes):
-        fk_prefetch(next, c * LANES * sizeof(real), LANES * sizeof(real))
-        fk_prefetch_write(target, c * LANES * sizeof(real), LANES * sizeof(real))
-        exp_vector(tile + c * LANES, maxima, tile + c * LANES)
+    exp_run(tile, 0, classes, maxima, tile, next, target)
     for j in range(LANES):
         t[j] = t_lo[j] = 0
     for c in range(classes // 2):
