@@ -643,7 +643,7 @@ VMATH void kl_cut_by_f32(float p, float q, float p_less_q, float *w, float *d, f
 VMATH void kl_cut_by_f64(double p, double q, double p_less_q, double *w, double *d, double *near) {
     const uint64_t octaves = octaves_f64(p, q);
     const double q_near = double_of(bits_f64(q) + octaves);
-    *d = octaves == 0 ? p_less_q : p - q_near; /* compared as integers: the units that multiply have enough to do */
+    *d = q_near == q ? p_less_q : p - q_near; /* octaves == 0, which SSE2 cannot compare: 64 bits */
     kl_cut_near_f64(p, q, q_near, octaves, *d, w, near);
 }
 
