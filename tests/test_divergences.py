@@ -172,6 +172,31 @@ def test_the_order_of_classes_does_not_matter(function: str, dtype: str, rng: np
 
 
 @dtypes
+@pytest.mark.parametrize("size", [3, 10, 100, 300])
+def test_roots_at_every_scale(dtype: str, size: int, tier: str, rng: np.random.Generator) -> None:
+    """Both divergences of roots take one root of a product, which is out of range long before p and q are.
+
+    Rows near 1 and the same rows times a power of two, rows of one scale beside rows of another.
+    """
+    eps = float(np.finfo(dtype).eps)
+    p = simplices(40, size, dtype, rng)
+    q = np.concatenate([simplices(20, size, dtype, rng), p[20:] * (1 + 64 * eps * rng.normal(size=(20, size)))])
+    p, q = np.maximum(p, 2.0**-20).astype(dtype), np.maximum(q, 2.0**-20).astype(dtype)
+    h, b = (np.asarray(f(p, q), np.float64) for f in (fk.hellinger_distance, fk.bhattacharyya_distance))
+    most = 120 if dtype == "float32" else 860  # farther down the square of a distance of some eps is denormal
+    exponents = np.r_[rng.integers(-most + 20, most, 80) // 2 * 2, -most + 20, -82, -80, 0, 22, 24, 198, 200, 202, most]
+    for scale in exponents[exponents <= most]:
+        up = np.where(rng.random((40, 1)) < 0.7, 2.0**scale, 1.0)
+        far = (np.array(up, dtype) * p, np.array(up, dtype) * q)
+        got = fk.hellinger_distance(*far).astype(np.float64)
+        np.testing.assert_allclose(got, h * np.sqrt(up[:, 0]), rtol=8 * eps, err_msg=f"2^{scale}")
+        got = fk.bhattacharyya_distance(*far).astype(np.float64)
+        right = b - np.log(up[:, 0])
+        apart = np.abs(b) + np.abs(np.log(up[:, 0])) + 1
+        assert (np.abs(got - right) <= 16 * eps * apart).all(), scale
+
+
+@dtypes
 def test_inequalities(dtype: str, tier: str, rng: np.random.Generator) -> None:
     """Between divergences of the same distributions; each side may be off by its budget."""
     p, q = (simplices(20_000, 6, dtype, rng) for _ in range(2))

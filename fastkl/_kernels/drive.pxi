@@ -22,6 +22,9 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
     cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
     while first < rows:
         n = LANES if first + LANES < rows else rows - first
+        if is_pointwise(plan.op) and terms_in_order[real](plan, row + first, n, &a, first, scratch):
+            first += LANES
+            continue
         if n < LANES:
             for j in range(classes * LANES):
                 x[j] = absent
@@ -156,6 +159,12 @@ cdef inline Py_ssize_t bytes_ahead(const Plan* plan, const Operand* a, Py_ssize_
     return 0
 
 
+cdef inline bint streams_itself(const Plan* plan, size_t itemsize) noexcept nogil:
+    """Whether rows of a divergence are read faster without being prefetched here: two operands in strips, which the hardware
+    follows by itself (measured: 1.05 to 1.4 times)."""
+    return plan.op > ENTROPY and (itemsize == 8 or is_pointwise(plan.op))
+
+
 cdef inline bint is_direct(const Plan* plan) noexcept nogil:
     return not plan.has_mask and plan.operand[0].direct and (plan.operands < 2 or plan.operand[1].direct)
 
@@ -200,7 +209,7 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
                 p[i] = scratch + i * SPAN
                 q[i] = scratch + (group + i) * SPAN
         ahead = q_ahead = 0
-        if direct:
+        if direct and not streams_itself(plan, sizeof(real)):
             ahead = bytes_ahead(plan, &plan.operand[0], row, rows, first + n, n, sizeof(real))
             if plan.operands > 1:
                 q_ahead = bytes_ahead(plan, &plan.operand[1], row, rows, first + n, n, sizeof(real))
@@ -212,7 +221,7 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
                 p_next = <const char*>p[i] + ahead if ahead != 0 else NULL
                 q_next = <const char*>q[i] + q_ahead if q_ahead != 0 else NULL
                 if is_pointwise(plan.op):
-                    term_block[real](plan.op, p[i], q[i], n, plan.weight, p_next, q_next, &states[i])
+                    term_block[real](plan.op, p[i], q[i], n, plan.weight, &states[i])
                 else:
                     divergence_block[real](plan.op, p[i], q[i], n, p_next, q_next, &states[i])
         elif plan.op == WEIGHTED_LOGSUMEXP:

@@ -71,6 +71,10 @@ cdef extern from "memory.h" nogil:
                           Py_ssize_t nj)
     void fk_transpose_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
                           Py_ssize_t nj)
+    void fk_sum_fours_f32(float* dst, Py_ssize_t dstride, const float* src, Py_ssize_t sstride, Py_ssize_t ni,
+                          Py_ssize_t nj)
+    void fk_sum_fours_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
+                          Py_ssize_t nj)
     void fk_spread_f32(float* dst, Py_ssize_t dstride, const float* src, Py_ssize_t sstride, Py_ssize_t ni,
                        Py_ssize_t nj)
     void fk_spread_f64(double* dst, Py_ssize_t dstride, const double* src, Py_ssize_t sstride, Py_ssize_t ni,
@@ -82,6 +86,8 @@ cdef extern from "memory.h" nogil:
     uint32_t fk_outside_f32(float p, float q, float low, float high)
     uint64_t fk_outside_f64(double p, double q, double low, double high)
     uint64_t fk_outside_words_f64(double p, double q, double low, double high)
+    uint32_t fk_beyond_f32(float p, float q, float high)
+    uint64_t fk_beyond_f64(double p, double q, double high)
     uint32_t fk_half_word(const void* x, Py_ssize_t i)
     Py_ssize_t fk_top_word(Py_ssize_t j, Py_ssize_t itemsize)
     void fk_stream(char* dst, const char* src, size_t n)

@@ -316,6 +316,37 @@ FK_INLINE void fk_scatter_f64(double *dst, ptrdiff_t dstride, const double *src,
 FK_DEFINE_TRANSPOSE(fk_transpose_f32, fk_spread_f32, float, 8, 4, fk_square_f32, fk_gather_f32, fk_scatter_f32)
 FK_DEFINE_TRANSPOSE(fk_transpose_f64, fk_spread_f64, double, 4, 2, fk_square_f64, fk_gather_f64, fk_scatter_f64)
 
+/* dst[j*dstride + i] = (a[0] + a[1]) + (a[2] + a[3]), a = src + i*sstride + 4*j, i < ni, a multiple of 8, 4*j + 4 <= nj. */
+FK_INLINE void fk_fours_f32(float *dst, const float *src, ptrdiff_t sstride) {
+    const fk_v8i even = {0, 2, 8, 10, 4, 6, 12, 14}, odd = {1, 3, 9, 11, 5, 7, 13, 15};
+    fk_v8f a[4], b, c;
+    int i;
+    for (i = 0; i < 4; i++) a[i] = fk_join_f32(src + i * sstride, src + (i + 4) * sstride);
+    b = __builtin_shuffle(a[0], a[1], even) + __builtin_shuffle(a[0], a[1], odd);
+    c = __builtin_shuffle(a[2], a[3], even) + __builtin_shuffle(a[2], a[3], odd);
+    *(fk_v8f *)dst = __builtin_shuffle(b, c, even) + __builtin_shuffle(b, c, odd);
+}
+
+FK_INLINE void fk_fours_f64(double *dst, const double *src, ptrdiff_t sstride) {
+    const fk_v4i even = {0, 4, 2, 6}, odd = {1, 5, 3, 7}, low = {0, 1, 4, 5}, high = {2, 3, 6, 7};
+    fk_v4d a[4], b, c;
+    int i;
+    for (i = 0; i < 4; i++) a[i] = *(const fk_v4d *)(src + i * sstride);
+    b = __builtin_shuffle(a[0], a[1], even) + __builtin_shuffle(a[0], a[1], odd);
+    c = __builtin_shuffle(a[2], a[3], even) + __builtin_shuffle(a[2], a[3], odd);
+    *(fk_v4d *)dst = __builtin_shuffle(b, c, low) + __builtin_shuffle(b, c, high);
+}
+
+#define FK_DEFINE_SUM_FOURS(NAME, REAL, SIDE, FOURS)                                                                  \
+    static void NAME(REAL *dst, ptrdiff_t dstride, const REAL *src, ptrdiff_t sstride, ptrdiff_t ni, ptrdiff_t nj) { \
+        ptrdiff_t i, j;                                                                                              \
+        for (i = 0; i < ni; i += SIDE)                                                                               \
+            for (j = 0; j + 4 <= nj; j += 4) FOURS(dst + j / 4 * dstride + i, src + i * sstride + j, sstride);       \
+    }
+
+FK_DEFINE_SUM_FOURS(fk_sum_fours_f32, float, 8, fk_fours_f32)
+FK_DEFINE_SUM_FOURS(fk_sum_fours_f64, double, 4, fk_fours_f64)
+
 /* dst[j*dstride + i] = src[j*sstride + i], i < ni, j < nj: the rows lie side by side already. What follows on each stretch
    is prefetched: the next tile's. Of a length that is known a copy becomes a few instructions instead of a call. */
 #define FK_DEFINE_COPY_LANES(NAME, REAL)                                                                 \
@@ -441,6 +472,19 @@ FK_INLINE uint64_t fk_outside_words_f64(double p, double q, double low, double h
     memcpy(&above, &high, sizeof above);
     return a | b | (b - below) | (above - a);
 }
+
+/* Not below 2^31 (2^63) if one of two numbers is negative, -0, a NaN or above high, a bound above 0. */
+#define FK_DEFINE_BEYOND(NAME, REAL, WORD)                                                           \
+    FK_INLINE WORD NAME(REAL p, REAL q, REAL high) {                                                 \
+        WORD a, b, above;                                                                            \
+        memcpy(&a, &p, sizeof a);                                                                    \
+        memcpy(&b, &q, sizeof b);                                                                    \
+        memcpy(&above, &high, sizeof above);                                                         \
+        return a | b | (above - a) | (above - b);                                                    \
+    }
+
+FK_DEFINE_BEYOND(fk_beyond_f32, float, uint32_t)
+FK_DEFINE_BEYOND(fk_beyond_f64, double, uint64_t)
 
 /* Half of a double or the whole of a float, the i-th such word from x on; and which one holds the exponent of the j-th
    number. */

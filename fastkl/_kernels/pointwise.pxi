@@ -14,6 +14,8 @@ cdef extern from "vmath.h" nogil:
 cdef extern from "math.h" nogil:
     float sqrtf(float x)
     double sqrt(double x)
+    float fabsf(float x)
+    double fabs(double x)
 
 cdef inline bint is_pointwise(int op) noexcept nogil:
     return JS <= op <= TRIANGULAR
@@ -26,14 +28,66 @@ cdef inline real root(real x) noexcept nogil:
         return sqrt(x)
 
 
-cdef inline real term(int op, real p, real q, real d, real weight) noexcept nogil:
-    """What a pair of probabilities adds to the sum of a divergence; d = p - q. weight is that of p in the mixture of JS and
-    JS_DISTANCE, at most 1/2 and of no meaning elsewhere. For BHATTACHARYYA the term of Hellinger, sum of which is what the overlap lacks.
+cdef inline real magnitude(real x) noexcept nogil:
+    if real is float:
+        return fabsf(x)
+    else:
+        return fabs(x)
 
-    Domain: 0 <= p, q <= largest, denormals included. JEFFREYS: both 0 or both at least smallest_q; CHI2: q at least
-    smallest_q where p > 0. A NaN in p, q or d: NaN.
-    Never negative; p = q = d = 0: 0; d = 0: 0. p and q exchanged, d negated: the same bits (JS: for weight 1/2)."""
-    cdef real size = d if d > 0 else -d, sum, zero = 0, one = 1
+
+# Hellinger's term takes the root of (p 2^40) (q 2^40), in double of (p 2^300) (q 2^300). The product is finite for p and q up
+# to 2^23 (2^200). Where it is denormal one of them is below 2^-103 (2^-811); unless the other is far larger, so that the
+# root does not count, the term is below 2^-102 (2^-810) then, and all 256 of a lane are no eps of a sum of 2^-68 (2^-700).
+
+cdef inline bint has_roots(int op) noexcept nogil:
+    return op == HELLINGER or op == BHATTACHARYYA
+
+
+cdef inline real domain_end(int op, real like) noexcept nogil:
+    """Above this p or q a term is out of its domain."""
+    if not has_roots(op):
+        return largest(like)
+    if real is float:
+        return 2.0 ** 23
+    else:
+        return 2.0 ** 200
+
+
+cdef inline double least_sum(int op, real like) noexcept nogil:
+    """Below this a lane's sum of terms is not trusted: they may have lost digits to denormals, or to roots of those."""
+    if not has_roots(op):
+        return smallest_q(like)
+    if real is float:
+        return 2.0 ** -68
+    else:
+        return 2.0 ** -700
+
+
+cdef inline double least_overlap(real like) noexcept nogil:
+    """The same of a sum of sqrt(p q), whose p or q may be denormal because it has been divided: one below 2^-126 (2^-1022)
+    beside one up to 1."""
+    if real is float:
+        return 2.0 ** -30
+    else:
+        return 2.0 ** -400
+
+
+cdef inline real root_of_product(real p, real q) noexcept nogil:
+    """sqrt(p q), for p and q in the domain of Hellinger's term; the product is scaled up lest it be denormal."""
+    cdef real up = 2.0 ** 40 if real is float else 2.0 ** 300, down = 2.0 ** -40 if real is float else 2.0 ** -300
+    return root((p * up) * (q * up)) * down
+
+
+cdef inline real term(int op, real p, real q, real d, real weight, real* overlap) noexcept nogil:
+    """What a pair of probabilities adds to the sum of a divergence; d = p - q. weight is that of p in the mixture of JS and
+    JS_DISTANCE, at most 1/2 and of no meaning elsewhere. For BHATTACHARYYA the term of Hellinger, the sum of which is what
+    the overlap lacks, and the pair's part of that; it is d^2 / (2 (p + q + 2 sqrt(p q))), one root where sqrt(p) + sqrt(q)
+    takes two.
+
+    Domain: 0 <= p, q <= domain_end, denormals included. JEFFREYS: both 0 or both at least smallest_q. A NaN in p, q or
+    d: NaN. Never negative; p = q = d = 0: 0; d = 0: 0; CHI2 of q = 0 under p: infinity. p and q exchanged, d negated: the
+    same bits (JS: for weight 1/2; CHI2: no)."""
+    cdef real size = magnitude(d), sum, zero = 0
     if op == TOTAL_VARIATION:
         return size / 2
     if op == JS or op == JS_DISTANCE:
@@ -51,11 +105,10 @@ cdef inline real term(int op, real p, real q, real d, real weight) noexcept nogi
     elif op == TRIANGULAR:
         sum = p + q
     else:
-        sum = root(p) + root(q)
-    size = size / (sum if sum > zero else one)    # 0 / 0 is 0
-    if op == CHI2 or op == TRIANGULAR:
-        return (d if d > 0 else -d) * size
-    return size * size / 2
+        overlap[0] = root_of_product(p, q)
+        sum = (p + q) + (overlap[0] + overlap[0])
+        sum += sum
+    return zero if d == zero else size * (size / sum)     # 0 / 0 is 0
 
 
 cdef inline double term_any(int op, double p, double q, double d, double weight) noexcept nogil:
@@ -169,26 +222,44 @@ cdef inlined js_strip(const real* p, const real* q, const real* d, real weight, 
                     + rest * kl_join_f64(q[j], q_w[j], q_gap[j], q_near[j]))
 
 
-cdef inlined terms_of_strip(int op, const real* p, const real* q, const real* d, real weight, Py_ssize_t vectors,
-                            real* s) noexcept nogil:
-    """s = the terms of a strip; d as in gap_of."""
-    cdef Py_ssize_t k
-    cdef int j
+cdef inline uint32_t higher_word(uint32_t a, uint32_t b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef inlined terms_of_strip(int op, const real* p, const real* q, const real* d, real weight, Py_ssize_t vectors, real* s,
+                            real* overlaps, bint* beyond) noexcept nogil:
+    """s = the terms of a strip; d as in gap_of. beyond is set if a p or q is out of the terms' domain."""
+    # vectors * LANES, said so that gcc sees that it is a multiple of LANES above 0, and adds no scalar loops for a rest
+    cdef Py_ssize_t j, n = ((vectors - 1 & STRIP // LANES - 1) + 1) * LANES
+    cdef real high = domain_end(op, weight)
+    cdef uint32_t word = 0
+    cdef uint64_t wide_word = 0
     if op == JS:
-        js_strip(p, q, d, weight, vectors * LANES, s)
-        return
-    for k in range(vectors):
-        for j in range(LANES):
-            s[k * LANES + j] = term(op, p[k * LANES + j], q[k * LANES + j], gap_of(p, q, d, k * LANES + j), weight)
+        js_strip(p, q, d, weight, n, s)
+    elif op == JEFFREYS:     # apart from the words, for which its loop has no registers left
+        for j in range(n):
+            s[j] = term(op, p[j], q[j], gap_of(p, q, d, j), weight, overlaps)
+    for j in range(n):
+        if op != JS and op != JEFFREYS:
+            s[j] = term(op, p[j], q[j], gap_of(p, q, d, j), weight, &overlaps[j])
+        if real is float:
+            word = higher_word(word, higher_word(bits_f32(p[j]), bits_f32(q[j])))
+        else:
+            wide_word |= fk_beyond_f64(p[j], q[j], high)
+    if real is float:
+        beyond[0] |= word > bits_f32(high)
+    else:
+        beyond[0] |= wide_word >> 63
 
 
-cdef inlined terms_of_few(int op, const real* p, const real* q, const real* d, real weight, Py_ssize_t vectors,
-                          real* s) noexcept nogil:
+cdef inlined terms_of_few(int op, const real* p, const real* q, const real* d, real weight, Py_ssize_t vectors, real* s,
+                          real* overlaps, bint* beyond) noexcept nogil:
     """terms_of_strip where no lane but the first FEW_LANES is in use: a small call would spend most of its time on the others."""
     cdef real x[LANES]
     cdef real y[LANES]
     cdef real gap[LANES]
     cdef real e[LANES]
+    cdef real r[LANES]
     cdef Py_ssize_t k
     cdef int j
     for j in range(LANES):
@@ -197,13 +268,104 @@ cdef inlined terms_of_few(int op, const real* p, const real* q, const real* d, r
         for j in range(FEW_LANES):
             x[k * FEW_LANES + j] = p[k * LANES + j]
             y[k * FEW_LANES + j] = q[k * LANES + j]
-            gap[k * FEW_LANES + j] = gap_of(p, q, d, k * LANES + j)
-    terms_of_strip(op, x, y, gap, weight, 1, e)
+            gap[k * FEW_LANES + j] = d[k * LANES + j]
+    terms_of_strip(op, x, y, gap, weight, 1, e, r, beyond)
     for k in range(vectors):
         for j in range(LANES):
             s[k * LANES + j] = 0
+            overlaps[k * LANES + j] = 0
         for j in range(FEW_LANES):
             s[k * LANES + j] = e[k * FEW_LANES + j]
+            overlaps[k * LANES + j] = r[k * FEW_LANES + j]
+
+
+cdef inlined add_masses(const real* p, const real* q, double* m, double* m_lo) noexcept nogil:
+    """Add a vector's p + q to the lanes' sums, a two-sum."""
+    cdef int j
+    cdef double both, part
+    for j in range(LANES):
+        if real is float:
+            m[j] += <double>p[j] + <double>q[j]
+        else:
+            both = p[j] + q[j]
+            part = both - p[j]
+            m_lo[j] += (p[j] - (both - part)) + (q[j] - part)
+            two_sum_add(&m[j], &m_lo[j], both)
+
+
+cdef inlined mark_denormal(int op, const real* x, const real* y, const real* a, const real* b, Py_ssize_t vectors,
+                           int* odd) noexcept nogil:
+    """Mark lanes in which a number of a strip that a term divides by is too small, or has become so by the division of x and
+    y to a and b; but not 0 of 0."""
+    cdef real s[LANES]
+    cdef real low = smallest_q(<real>0), zero = 0, least
+    cdef Py_ssize_t k
+    cdef int j
+    for k in range(vectors):
+        for j in range(LANES):
+            least = b[j] if op == CHI2 or b[j] < a[j] else a[j]
+            s[j] = 1 if least < low and x[j] + y[j] > zero else 0
+        for j in range(LANES):
+            odd[j] |= s[j] != zero
+        x += LANES
+        y += LANES
+        a += LANES
+        b += LANES
+
+
+cdef inlined make_terms(int op, const real* p, const real* q, Py_ssize_t first, Py_ssize_t vectors, const real* p_patch,
+                        const real* q_patch, const Py_ssize_t* at, real weight, real* s, real* overlaps, int* odd,
+                        bint* beyond) noexcept nogil:
+    """s = the terms of vectors first .. first + vectors, at most a strip, of which those that are patched go by themselves;
+    odd as mark_denormal has it."""
+    cdef Py_ssize_t i = first, n
+    cdef const real* x
+    cdef const real* y
+    while i < first + vectors:
+        n = next_patch(i, first + vectors, at) - i
+        n = n if n > 0 else 1
+        x = vector_at(p, i, p_patch, at)
+        y = vector_at(q, i, q_patch, at)
+        terms_of_strip(op, x, y, NULL, weight, n, s + (i - first) * LANES, overlaps + (i - first) * LANES, beyond)
+        if op == JEFFREYS:
+            mark_denormal(op, x, y, x, y, n, odd)
+        i += n
+
+
+cdef inlined divide_strip(const Reciprocals* by, const real* x, const real* y, Py_ssize_t vectors, real* a, real* b,
+                          real* d) noexcept nogil:
+    """A strip over the rows' sums: a, b and d = a - b."""
+    cdef Py_ssize_t k
+    cdef int j
+    for k in range(vectors):
+        for j in range(LANES):
+            d[k * LANES + j] = divided(x[k * LANES + j], y[k * LANES + j], by.p[j], by.p_lo[j], by.q[j], by.q_lo[j],
+                                       &a[k * LANES + j], &b[k * LANES + j])
+
+
+cdef inlined mark_beyond(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+                         const Py_ssize_t* at, const Reciprocals* by, real high, int* odd) noexcept nogil:
+    """1 in odd for each lane that held a p or q that is out of the domain; both divided by the rows' sums, unless NULL."""
+    cdef real a[LANES]
+    cdef real b[LANES]
+    cdef real d[LANES]
+    cdef uint32_t highest[WORDS]
+    cdef Py_ssize_t i
+    cdef int j
+    cdef const real* x
+    cdef const real* y
+    for j in range(WORDS):
+        highest[j] = 0
+    for i in range(count):
+        x = vector_at(p, i, p_patch, at)
+        y = vector_at(q, i, q_patch, at)
+        if by != NULL:
+            divide_strip(by, x, y, 1, a, b, d)
+            x = a
+            y = b
+        raise_words(x, 1, highest)
+        raise_words(y, 1, highest)
+    mark_above(highest, high, odd)
 
 
 cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -211,13 +373,14 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
                        double* overlaps, double* masses, double* masses_lo, int* odd, const char* p_next,
                        const char* q_next) noexcept nogil:
     """A lane's sum of terms, and 1 in odd where one of its pairs was out of the terms' domain; for BHATTACHARYYA also the
-    sums of sqrt(p q), not divided by the rows' sums, and unless there are such that of p + q (a two-sum). in_use: how
-    many lanes, from the first on, count."""
+    sums of sqrt(p q) and, unless there are rows' sums to divide by, that of p + q (a two-sum). in_use: how many lanes, from
+    the first on, count."""
     cdef real p_spare[STRIP]
     cdef real q_spare[STRIP]
     cdef real p_divided[STRIP]
     cdef real q_divided[STRIP]
     cdef real s[STRIP]
+    cdef real r[STRIP]
     cdef real d[STRIP]
     cdef double t[LANES]
     cdef double t_lo[LANES]
@@ -225,75 +388,51 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
     cdef double u_lo[LANES]
     cdef double m[LANES]
     cdef double m_lo[LANES]
-    cdef uint32_t highest[WORDS]
-    cdef real low = smallest_q(<real>0), zero = 0, least
-    cdef double both, part
-    cdef bint few = False
+    cdef bint few = False, beyond = False
     cdef Py_ssize_t i = 0, j, k, vectors, n
     cdef const real* x
     cdef const real* y
-    cdef const real* a
-    cdef const real* b
     if real is double:     # floats' lanes cost half as much
         few = in_use <= FEW_LANES
     for j in range(LANES):
         t[j] = t_lo[j] = u[j] = u_lo[j] = m[j] = m_lo[j] = 0
         odd[j] = 0
-    for j in range(WORDS):
-        highest[j] = 0
     while i < count:
         vectors = strip_size(count - i)
         n = vectors * LANES
-        x = a = strip_at(p, i, vectors, p_patch, at, p_spare)
-        y = b = strip_at(q, i, vectors, q_patch, at, q_spare)
         fk_prefetch(p_next, i * LANES * sizeof(real), n * sizeof(real))
-        if by != NULL:
-            for k in range(vectors):
-                for j in range(LANES):
-                    d[k * LANES + j] = divided(x[k * LANES + j], y[k * LANES + j], by.p[j], by.p_lo[j], by.q[j],
-                                               by.q_lo[j], &p_divided[k * LANES + j], &q_divided[k * LANES + j])
-            a = p_divided
-            b = q_divided
         fk_prefetch(q_next, i * LANES * sizeof(real), n * sizeof(real))
-        if few:
-            terms_of_few(op, a, b, NULL if by == NULL else d, weight, vectors, s)
-        elif by == NULL:
-            terms_of_strip(op, x, y, NULL, weight, vectors, s)
+        if by == NULL and not few:
+            make_terms(op, p, q, i, vectors, p_patch, q_patch, at, weight, s, r, odd, &beyond)
         else:
-            terms_of_strip(op, a, b, d, weight, vectors, s)
+            x = strip_at(p, i, vectors, p_patch, at, p_spare)
+            y = strip_at(q, i, vectors, q_patch, at, q_spare)
+            if by == NULL:
+                for j in range(n):
+                    p_divided[j] = x[j]
+                    q_divided[j] = y[j]
+                    d[j] = x[j] - y[j]
+            else:
+                divide_strip(by, x, y, vectors, p_divided, q_divided, d)
+            if few:
+                terms_of_few(op, p_divided, q_divided, d, weight, vectors, s, r, &beyond)
+            else:
+                terms_of_strip(op, p_divided, q_divided, d, weight, vectors, s, r, &beyond)
+            if op == JEFFREYS or (op == CHI2 and by != NULL):
+                mark_denormal(op, x, y, p_divided, q_divided, vectors, odd)
         add_strip(s, vectors, t, t_lo)
-        raise_words(a, vectors, highest)
-        raise_words(b, vectors, highest)
-        if op == CHI2 or op == JEFFREYS:
-            # The least of the two that a term divides by, which may have become 0 by the division; but not 0 of 0.
-            for j in range(n):
-                least = b[j] if op == CHI2 or b[j] < a[j] else a[j]
-                s[j] = 1 if least < low and x[j] + y[j] > zero else 0
-            for k in range(vectors):
-                for j in range(LANES):
-                    odd[j] |= s[k * LANES + j] != zero
         if op == BHATTACHARYYA:
-            for k in range(vectors):
-                for j in range(FEW_LANES if few else LANES):
-                    s[k * LANES + j] = root(x[k * LANES + j]) * root(y[k * LANES + j])
-            add_strip(s, vectors, u, u_lo)
-        if op == BHATTACHARYYA and by == NULL:
-            for k in range(vectors):
-                for j in range(LANES):
-                    if real is float:
-                        m[j] += <double>a[k * LANES + j] + <double>b[k * LANES + j]
-                    else:
-                        both = a[k * LANES + j] + b[k * LANES + j]
-                        part = both - a[k * LANES + j]
-                        m_lo[j] += (a[k * LANES + j] - (both - part)) + (b[k * LANES + j] - part)
-                        two_sum_add(&m[j], &m_lo[j], both)
+            add_strip(r, vectors, u, u_lo)
+        for k in range(i, i + vectors if op == BHATTACHARYYA and by == NULL else i):
+            add_masses(vector_at(p, k, p_patch, at), vector_at(q, k, q_patch, at), m, m_lo)
         i += vectors
     for j in range(LANES):
         sums[j] = closed(t[j], t_lo[j])
         overlaps[j] = closed(u[j], u_lo[j])
         masses[j] = m[j]
         masses_lo[j] = m_lo[j]
-    mark_above(highest, largest(p[0]), odd)
+    if beyond:
+        mark_beyond(p, q, count, p_patch, q_patch, at, by, domain_end(op, weight), odd)
 
 
 cdef loop term_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -363,7 +502,7 @@ cdef inlined sum_any_terms(int op, const real* p, const real* q, Py_ssize_t coun
             two_sum_add(&t[j], &t_lo[j], term_any(op, a[j], b[j], d[j], weight))
         if op == BHATTACHARYYA:
             for j in range(LANES):
-                two_sum_add(&u[j], &u_lo[j], sqrt(<double>x[j]) * sqrt(<double>y[j]))
+                two_sum_add(&u[j], &u_lo[j], sqrt(a[j]) * sqrt(b[j]))
                 both = a[j] + b[j]
                 part = both - a[j]
                 w_lo[j] += (a[j] - (both - part)) + (b[j] - part)
@@ -421,6 +560,107 @@ cdef loop total_lanes(const real* p, const real* q, Py_ssize_t count, const real
         q_lo[j] = t_lo[j]
 
 
+cdef inlined make_flat_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch,
+                             const real* q_patch, const Py_ssize_t* at, real weight, real* terms, bint* beyond) noexcept nogil:
+    """flat_terms of an operation."""
+    cdef real s[STRIP]     # known to be no part of p and q
+    cdef real overlaps[STRIP]
+    cdef int odd[LANES]
+    cdef Py_ssize_t i = 0, j, vectors
+    for j in range(LANES):
+        odd[j] = 0
+    while i < count:
+        vectors = strip_size(count - i)
+        make_terms(op, p, q, i, vectors, p_patch, q_patch, at, weight, s, overlaps, odd, beyond)
+        for j in range(vectors * LANES):
+            terms[i * LANES + j] = s[j]
+        i += vectors
+    for j in range(LANES):
+        beyond[0] |= odd[j]
+
+
+cdef loop flat_terms(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
+                     const Py_ssize_t* at, real weight, real* s, bint* beyond) noexcept nogil:
+    """s = the terms of rows that lie one after another, as they lie, in vectors; beyond is set unless all pairs are in the
+    terms' domain. Compiled for each operation."""
+    if op == JS or op == JS_DISTANCE:
+        make_flat_terms(JS, p, q, count, p_patch, q_patch, at, weight, s, beyond)
+    elif op == JEFFREYS:
+        make_flat_terms(JEFFREYS, p, q, count, p_patch, q_patch, at, weight, s, beyond)
+    elif op == HELLINGER:
+        make_flat_terms(HELLINGER, p, q, count, p_patch, q_patch, at, weight, s, beyond)
+    elif op == TOTAL_VARIATION:
+        make_flat_terms(TOTAL_VARIATION, p, q, count, p_patch, q_patch, at, weight, s, beyond)
+    elif op == CHI2:
+        make_flat_terms(CHI2, p, q, count, p_patch, q_patch, at, weight, s, beyond)
+    else:
+        make_flat_terms(TRIANGULAR, p, q, count, p_patch, q_patch, at, weight, s, beyond)
+
+
+cdef loop sum_across(const real* tile, Py_ssize_t count, double* sums, double* sums_lo) noexcept nogil:
+    """A lane's sum over a tile, number by number: add_strip of sums of four and what is left."""
+    cdef double t[LANES]
+    cdef double t_lo[LANES]
+    cdef Py_ssize_t i
+    cdef int j
+    for j in range(LANES):
+        t[j] = t_lo[j] = 0
+    for i in range(count):
+        for j in range(LANES):
+            add_run(&t[j], &t_lo[j], tile[j])
+        tile += LANES
+    for j in range(LANES):
+        sums[j] = t[j]
+        sums_lo[j] = t_lo[j]
+
+
+cdef void sum_rows(real* s, Py_ssize_t rows, Py_ssize_t classes, real* tile, double* sums) noexcept nogil:
+    """Add up the terms of at most LANES rows, a lane each, as add_strip would those of a tile. s: one row after another,
+    with room for rows up to a multiple of 8; only the sums of four are transposed."""
+    cdef double lo[LANES]
+    cdef Py_ssize_t fours = classes // RUN, rest = classes % RUN, whole = rows + 7 - (rows + 7) % 8, j
+    if rows < LANES:      # lanes without a row add up zeros
+        for j in range(rows * classes, whole * classes):
+            s[j] = 0
+        for j in range((fours + rest) * LANES):
+            tile[j] = 0
+    if real is float:
+        fk_sum_fours_f32(tile, LANES, s, classes, whole, classes)
+        fk_transpose_f32(tile + fours * LANES, LANES, s + fours * RUN, classes, whole, rest)
+    else:
+        fk_sum_fours_f64(tile, LANES, s, classes, whole, classes)
+        fk_transpose_f64(tile + fours * LANES, LANES, s + fours * RUN, classes, whole, rest)
+    sum_across(tile, fours + rest, sums, lo)
+    for j in range(LANES):
+        sums[j] = closed(sums[j], lo[j])
+
+
+cdef bint terms_in_order(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, Py_ssize_t first,
+                         real* scratch) noexcept nogil:
+    """terms_across, to the same bits, of rows that lie one after another: their terms are made in that order, and what is
+    transposed is the sum of each four. False, and nothing done, where a row does not lie so, or a pair is out of the
+    terms' domain."""
+    cdef real p_patch[3 * LANES]
+    cdef real q_patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef int odd[LANES]
+    cdef Py_ssize_t count, j
+    cdef const real* p = <const real*>gapless(plan, &plan.operand[0], row, rows, scratch)
+    cdef const real* q = <const real*>gapless(plan, &plan.operand[1], row, rows, scratch)
+    cdef bint beyond = False
+    if plan.normalize or plan.op == BHATTACHARYYA or plan.has_mask or p == NULL or q == NULL:
+        return False
+    count = start_patches(p, rows * plan.classes, <real>0, p_patch, at)
+    start_patches(q, rows * plan.classes, <real>0, q_patch, at)
+    flat_terms(plan.op, p, q, count, p_patch, q_patch, at, <real>plan.weight, scratch, &beyond)
+    if beyond:
+        return False
+    sum_rows(scratch, rows, plan.classes, scratch + plan.classes * LANES, a.s + first)
+    for j in range(LANES):
+        a.s_lo[first + j] = odd[j] = 0
+    return not mark_odd(plan.op, a.s + first, NULL, odd, scratch[0])
+
+
 cdef inline void take_reciprocal(double total, double total_lo, double* by, double* by_lo) noexcept nogil:
     """1 / (total + total_lo) in two parts; NaN unless total is positive, finite and so far from the ends of the range that
     nothing in `divided` leaves it: such a row is NaN, or is computed once more (far_row)."""
@@ -432,14 +672,14 @@ cdef inline void take_reciprocal(double total, double total_lo, double* by, doub
     by_lo[0] = (fma(-r, total, 1) - r * total_lo) * r
 
 
-cdef inline int mark_odd(int op, const double* sums, const double* overlaps, int* odd, double least) noexcept nogil:
-    """Also mark lanes whose sum is not finite, or so small that its terms may have lost digits to denormals; returns
-    whether any is marked."""
+cdef inline int mark_odd(int op, const double* sums, const double* overlaps, int* odd, real like) noexcept nogil:
+    """Also mark lanes whose sum is not finite, or so small that it may have lost digits; returns whether any is marked."""
     cdef int j, some = 0
+    cdef double least = least_sum(op, like), least_of_overlaps = least_overlap(like)
     for j in range(LANES):
         odd[j] |= (sums[j] - sums[j] != 0) | ((sums[j] != 0) & (sums[j] < least))
         if op == BHATTACHARYYA:
-            odd[j] |= (overlaps[j] - overlaps[j] != 0) | ((overlaps[j] != 0) & (overlaps[j] < least))
+            odd[j] |= (overlaps[j] != 0) & (overlaps[j] < least_of_overlaps)
         some |= odd[j]
     return some
 
@@ -472,8 +712,7 @@ cdef void divide_by_totals(State* st) noexcept nogil:
     st.u = st.u_lo = st.v = st.v_lo = 0
 
 
-cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double weight, const char* p_next,
-                     const char* q_next, State* st) noexcept nogil:
+cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double weight, State* st) noexcept nogil:
     """Add a block to a row's state: s the terms, u the sum of sqrt(p q), v that of p + q."""
     cdef real p_patch[3 * LANES]
     cdef real q_patch[3 * LANES]
@@ -495,12 +734,12 @@ cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double 
             each.p_lo[j] = st.by_p_lo
             each.q[j] = st.by_q
             each.q_lo[j] = st.by_q_lo
-    term_lanes(op, p, q, count, p_patch, q_patch, at, LANES, by, <real>weight, s, u, w, w_lo, odd, p_next, q_next)
-    if mark_odd(op, s, u, odd, smallest_q(p[0])):
+    term_lanes(op, p, q, count, p_patch, q_patch, at, LANES, by, <real>weight, s, u, w, w_lo, odd, NULL, NULL)
+    if mark_odd(op, s, u, odd, p[0]):
         any_term_lanes(op, p, q, count, p_patch, q_patch, at, by, weight, s, u, w, w_lo)
     two_sum_add(&st.s, &st.s_lo, fold_sum(s))
     if op == BHATTACHARYYA:
-        two_sum_add(&st.u, &st.u_lo, fold_sum(u) * (sqrt(st.by_p) * sqrt(st.by_q) if st.divides else 1))
+        two_sum_add(&st.u, &st.u_lo, fold_sum(u))
         fold_two_sum(w, w_lo)
         two_sum_add(&st.v, &st.v_lo, w[0])
         st.v_lo += w_lo[0]
@@ -532,7 +771,7 @@ cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes,
         a.s_lo[first + j] = a.u_lo[first + j] = 0
     term_lanes(op, p, q, classes, p, q, at, rows, by, <real>weight, a.s + first, a.u + first, a.v + first, a.v_lo + first,
                odd, p_next, q_next)
-    if mark_odd(op, a.s + first, a.u + first, odd, smallest_q(p[0])):
+    if mark_odd(op, a.s + first, a.u + first, odd, p[0]):
         any_term_lanes(op, p, q, classes, p, q, at, by, weight, s, s_lo, u, u_lo)
         for j in range(LANES):
             if odd[j]:
@@ -540,9 +779,6 @@ cdef void terms_across(int op, const real* p, const real* q, Py_ssize_t classes,
                 a.u[first + j] = s_lo[j]
                 a.v[first + j] = u[j]
                 a.v_lo[first + j] = u_lo[j]
-    if normalize:
-        for j in range(LANES):
-            a.u[first + j] *= sqrt(each.p[j]) * sqrt(each.q[j])
 
 
 cdef inline double distance_of(double h, double overlap, double gap) noexcept nogil:
@@ -566,7 +802,7 @@ cdef void finish_terms(const Plan* plan, const Sums* a, Py_ssize_t row, Py_ssize
         for j in range(rows):
             overlap = closed(a.u[j], a.u_lo[j])
             s[j] = distance_of(s[j], overlap, 0 if plan.normalize else ((a.v[j] - 2) + a.v_lo[j]) / 2)
-            if overlap < 2.0 ** -900:     # products of roots may be denormal, or 0
+            if overlap < least_overlap(overlap):
                 s[j] = NAN
     if plan.normalize or plan.op == BHATTACHARYYA:
         for j in range(rows):
