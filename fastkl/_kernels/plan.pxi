@@ -2,6 +2,8 @@
 # number. The gate has broadcast the arrays against each other and moved the reduced axes last; here their axes are
 # merged where all arrays allow it. Nothing below can fail.
 
+from libc.string cimport memcpy
+
 cdef enum Op:
     LOGSUMEXP
     WEIGHTED_LOGSUMEXP
@@ -183,6 +185,9 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
             fk_transpose_f32(dst, dc, <const float*>source, sr // 4, nr, nc)
         else:
             fk_transpose_f64(dst, dc, <const double*>source, sr // 8, nr, nc)
+        return
+    if nr == 1 and dc == 1 and a.direct and not plan.has_mask:
+        memcpy(dst, row_pointer(plan, a, row) + start * <Py_ssize_t>sizeof(real), nc * sizeof(real))
         return
     while i < nr:
         ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)

@@ -223,12 +223,10 @@ cdef inline double difference(double x, double y, double p_sum, double p_low, do
 cdef inline void transport_step(double d, double rest, double gap, double* hi, double* lo, double* t,
                                 double* t_lo) noexcept nogil:
     """Add a difference and its rounding error to F, then what is moved to the next point."""
-    cdef double sum = hi[0] + d, part = sum - hi[0], size
+    cdef double sum = hi[0] + d, part = sum - hi[0]
     lo[0] += ((hi[0] - (sum - part)) + (d - part)) + rest
     hi[0] = sum
-    size = hi[0] + lo[0]
-    size = size if size > 0 else -size
-    two_sum_add(t, t_lo, size * gap)
+    two_sum_add(t, t_lo, fabs(hi[0] + lo[0]) * gap)
 
 
 cdef loop top_lanes(const real* p, const real* q, Py_ssize_t count, Transport* s) noexcept nogil:
@@ -278,7 +276,9 @@ cdef loop transport_mass_lanes(const real* p, Py_ssize_t count, const double* up
         leasts[j] = least[j]
 
 
-cdef loop transport_lanes(const real* p, const real* q, Py_ssize_t count, const double* gaps, Transport* s) noexcept nogil:
+cdef inlined transport_points(bint scaled, const real* p, const real* q, Py_ssize_t count, const double* gaps,
+                              const char* p_next, const char* q_next, Transport* s) noexcept nogil:
+    """transport_lanes; unless scaled, the sums and scales are 1, and a difference is x - y."""
     cdef double p_up[LANES]
     cdef double q_up[LANES]
     cdef double p_sum[LANES]
@@ -289,8 +289,8 @@ cdef loop transport_lanes(const real* p, const real* q, Py_ssize_t count, const 
     cdef double lo[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
-    cdef double bad[LANES]
-    cdef double x, y, rest
+    cdef uint64_t bad[LANES]
+    cdef double x, y, d, part, rest
     cdef Py_ssize_t i
     cdef int j
     for j in range(LANES):
@@ -304,20 +304,36 @@ cdef loop transport_lanes(const real* p, const real* q, Py_ssize_t count, const 
         lo[j] = s.lo[j]
         t[j] = s.t[j]
         t_lo[j] = s.t_lo[j]
-        bad[j] = s.bad[j]
+        bad[j] = 0
     for i in range(count):
+        fk_prefetch(p_next, i * LANES * sizeof(real), LANES * sizeof(real))
+        fk_prefetch(q_next, i * LANES * sizeof(real), LANES * sizeof(real))
         for j in range(LANES):
             x = p[i * LANES + j]
             y = q[i * LANES + j]
-            bad[j] += outside(x, y)
-            x = difference(x * p_up[j] * p_up[j], y * q_up[j] * q_up[j], p_sum[j], p_low[j], q_sum[j], q_low[j], &rest)
-            transport_step(x, rest, gaps[i], &hi[j], &lo[j], &t[j], &t_lo[j])
+            bad[j] |= fk_beyond_f64(x + 0.0, y + 0.0, -lowest(x))     # + 0: -0 is none
+            if scaled:
+                d = difference(x * p_up[j] * p_up[j], y * q_up[j] * q_up[j], p_sum[j], p_low[j], q_sum[j], q_low[j], &rest)
+            else:
+                d = x - y
+                part = d - x
+                rest = (x - (d - part)) - (y + part)
+            transport_step(d, rest, gaps[i], &hi[j], &lo[j], &t[j], &t_lo[j])
     for j in range(LANES):
         s.hi[j] = hi[j]
         s.lo[j] = lo[j]
         s.t[j] = t[j]
         s.t_lo[j] = t_lo[j]
-        s.bad[j] = bad[j]
+        s.bad[j] += <double>(<int>(bad[j] >> 63))
+
+
+cdef loop transport_lanes(bint scaled, const real* p, const real* q, Py_ssize_t count, const double* gaps,
+                          const char* p_next, const char* q_next, Transport* s) noexcept nogil:
+    """Add count points of LANES rows to their sums. What will be read next, unless NULL, is prefetched."""
+    if scaled:
+        transport_points(True, p, q, count, gaps, p_next, q_next, s)
+    else:
+        transport_points(False, p, q, count, gaps, p_next, q_next, s)
 
 
 cdef loop difference_run(const double* p, const double* q, const Transport* s, double* d, double* rest,
@@ -415,11 +431,16 @@ cdef void transport_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* like
     cdef Transport s
     cdef Py_ssize_t start, n, i, step = STEPS if rows > 1 else STEPS * LANES
     cdef int phase
+    cdef const char* p_next = NULL
+    cdef const char* q_next = NULL
+    if plan.points <= STEPS and plan.order == NULL:     # of longer rows the transpose prefetches
+        p_next = gapless(plan, &plan.operand[0], row + LANES, LANES, p)
+        q_next = gapless(plan, &plan.operand[1], row + LANES, LANES, q)
     for i in range(LANES):
         s.p_top[i] = s.q_top[i] = s.p_low[i] = s.q_low[i] = s.hi[i] = s.lo[i] = s.t[i] = s.t_lo[i] = s.bad[i] = 0
         s.p_least[i] = s.q_least[i] = 0
         s.p_up[i] = s.q_up[i] = s.p_sum[i] = s.q_sum[i] = 1
-    for i in range(STEPS * LANES):
+    for i in range(STEPS * LANES if 1 < rows < LANES else 0):
         p[i] = q[i] = 0     # the lanes without a row
     for phase in range(3):
         if phase < 2 and not plan.normalize:
@@ -456,7 +477,7 @@ cdef void transport_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* like
                     transport_mass_lanes(p, n, s.p_up, s.p_sum, s.p_low, s.p_least)
                     transport_mass_lanes(q, n, s.q_up, s.q_sum, s.q_low, s.q_least)
                 else:
-                    transport_lanes(p, q, n, gaps, &s)
+                    transport_lanes(plan.normalize, p, q, n, gaps, p_next, q_next, &s)
             start += n
     for i in range(rows):
         result[i] = NAN if s.bad[i] > 0 else closed(s.t[i], s.t_lo[i]) / (s.p_sum[i] * s.q_sum[i])
