@@ -186,7 +186,7 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
         else:
             fk_transpose_f64(dst, dc, <const double*>source, sr // 8, nr, nc)
         return
-    if nr == 1 and dc == 1 and a.direct and not plan.has_mask:
+    if nr == 1 and dc == 1 and a.direct and side_by_side(a, sc, dst) and not plan.has_mask:     # of the type asked for, too
         memcpy(dst, row_pointer(plan, a, row) + start * <Py_ssize_t>sizeof(real), nc * sizeof(real))
         return
     while i < nr:
