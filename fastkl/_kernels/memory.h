@@ -473,18 +473,14 @@ FK_INLINE uint64_t fk_outside_words_f64(double p, double q, double low, double h
     return a | b | (b - below) | (above - a);
 }
 
-/* Not below 2^31 (2^63) if one of two numbers is negative, -0, a NaN or above high, a bound above 0. */
-#define FK_DEFINE_BEYOND(NAME, REAL, WORD)                                                           \
-    FK_INLINE WORD NAME(REAL p, REAL q, REAL high) {                                                 \
-        WORD a, b, above;                                                                            \
-        memcpy(&a, &p, sizeof a);                                                                    \
-        memcpy(&b, &q, sizeof b);                                                                    \
-        memcpy(&above, &high, sizeof above);                                                         \
-        return a | b | (above - a) | (above - b);                                                    \
-    }
-
-FK_DEFINE_BEYOND(fk_beyond_f32, float, uint32_t)
-FK_DEFINE_BEYOND(fk_beyond_f64, double, uint64_t)
+/* Not below 2^63 if one of two numbers is negative, -0, a NaN or above high, a bound above 0. */
+FK_INLINE uint64_t fk_beyond_words_f64(double p, double q, double high) {
+    uint64_t a, b, above;
+    memcpy(&a, &p, sizeof a);
+    memcpy(&b, &q, sizeof b);
+    memcpy(&above, &high, sizeof above);
+    return a | b | (above - a) | (above - b);
+}
 
 /* Half of a double or the whole of a float, the i-th such word from x on; and which one holds the exponent of the j-th
    number. */

@@ -245,7 +245,7 @@ cdef inlined terms_of_strip(int op, const real* p, const real* q, const real* d,
         if real is float:
             word = higher_word(word, higher_word(bits_f32(p[j]), bits_f32(q[j])))
         else:
-            wide_word |= fk_beyond_f64(p[j], q[j], high)
+            wide_word |= fk_beyond_words_f64(p[j], q[j], high)
     if real is float:
         beyond[0] |= word > bits_f32(high)
     else:
@@ -268,7 +268,7 @@ cdef inlined terms_of_few(int op, const real* p, const real* q, const real* d, r
         for j in range(FEW_LANES):
             x[k * FEW_LANES + j] = p[k * LANES + j]
             y[k * FEW_LANES + j] = q[k * LANES + j]
-            gap[k * FEW_LANES + j] = d[k * LANES + j]
+            gap[k * FEW_LANES + j] = gap_of(p, q, d, k * LANES + j)
     terms_of_strip(op, x, y, gap, weight, 1, e, r, beyond)
     for k in range(vectors):
         for j in range(LANES):
@@ -407,19 +407,15 @@ cdef inlined sum_terms(int op, const real* p, const real* q, Py_ssize_t count, c
         else:
             x = strip_at(p, i, vectors, p_patch, at, p_spare)
             y = strip_at(q, i, vectors, q_patch, at, q_spare)
-            if by == NULL:
-                for j in range(n):
-                    p_divided[j] = x[j]
-                    q_divided[j] = y[j]
-                    d[j] = x[j] - y[j]
-            else:
+            if by != NULL:
                 divide_strip(by, x, y, vectors, p_divided, q_divided, d)
             if few:
-                terms_of_few(op, p_divided, q_divided, d, weight, vectors, s, r, &beyond)
+                terms_of_few(op, x if by == NULL else p_divided, y if by == NULL else q_divided, NULL if by == NULL else d,
+                             weight, vectors, s, r, &beyond)
             else:
                 terms_of_strip(op, p_divided, q_divided, d, weight, vectors, s, r, &beyond)
             if op == JEFFREYS or (op == CHI2 and by != NULL):
-                mark_denormal(op, x, y, p_divided, q_divided, vectors, odd)
+                mark_denormal(op, x, y, x if by == NULL else p_divided, y if by == NULL else q_divided, vectors, odd)
         add_strip(s, vectors, t, t_lo)
         if op == BHATTACHARYYA:
             add_strip(r, vectors, u, u_lo)
@@ -597,7 +593,7 @@ cdef loop flat_terms(int op, const real* p, const real* q, Py_ssize_t count, con
         make_flat_terms(TRIANGULAR, p, q, count, p_patch, q_patch, at, weight, s, beyond)
 
 
-cdef loop sum_across(const real* tile, Py_ssize_t count, double* sums, double* sums_lo) noexcept nogil:
+cdef loop sum_across(const real* tile, Py_ssize_t count, double* sums) noexcept nogil:
     """A lane's sum over a tile, number by number: add_strip of sums of four and what is left."""
     cdef double t[LANES]
     cdef double t_lo[LANES]
@@ -610,15 +606,13 @@ cdef loop sum_across(const real* tile, Py_ssize_t count, double* sums, double* s
             add_run(&t[j], &t_lo[j], tile[j])
         tile += LANES
     for j in range(LANES):
-        sums[j] = t[j]
-        sums_lo[j] = t_lo[j]
+        sums[j] = closed(t[j], t_lo[j])
 
 
 cdef void sum_rows(real* s, Py_ssize_t rows, Py_ssize_t classes, real* tile, double* sums) noexcept nogil:
     """Add up the terms of at most LANES rows, a lane each, as add_strip would those of a tile. s: one row after another,
-    with room for rows up to a multiple of 8; only the sums of four are transposed."""
-    cdef double lo[LANES]
-    cdef Py_ssize_t fours = classes // RUN, rest = classes % RUN, whole = rows + 7 - (rows + 7) % 8, j
+    with room for whole groups of rows; only the sums of four are transposed."""
+    cdef Py_ssize_t fours = classes // RUN, rest = classes % RUN, whole = whole_groups(rows), j
     if rows < LANES:      # lanes without a row add up zeros
         for j in range(rows * classes, whole * classes):
             s[j] = 0
@@ -630,9 +624,7 @@ cdef void sum_rows(real* s, Py_ssize_t rows, Py_ssize_t classes, real* tile, dou
     else:
         fk_sum_fours_f64(tile, LANES, s, classes, whole, classes)
         fk_transpose_f64(tile + fours * LANES, LANES, s + fours * RUN, classes, whole, rest)
-    sum_across(tile, fours + rest, sums, lo)
-    for j in range(LANES):
-        sums[j] = closed(sums[j], lo[j])
+    sum_across(tile, fours + rest, sums)
 
 
 cdef bint terms_in_order(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, Py_ssize_t first,

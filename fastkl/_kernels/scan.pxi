@@ -210,13 +210,20 @@ cdef inline double outside(double x, double y) noexcept nogil:
     return b if y < INFINITY else 1
 
 
+cdef inline double exact_difference(double a, double b, double* rest) noexcept nogil:
+    """a - b, and its rounding error."""
+    cdef double d = a - b, part = d - a
+    rest[0] = (a - (d - part)) - (b + part)
+    return d
+
+
 cdef inline double difference(double x, double y, double p_sum, double p_low, double q_sum, double q_low,
                               double* rest) noexcept nogil:
     """x q_sum - y p_sum, and its rounding error."""
     cdef double a = x * q_sum, b = y * p_sum
     cdef double a_rest = product_error_f64(x, q_sum, a) + x * q_low, b_rest = product_error_f64(y, p_sum, b) + y * p_low
-    cdef double d = a - b, part = d - a
-    rest[0] = ((a - (d - part)) - (b + part)) + (a_rest - b_rest)
+    cdef double d = exact_difference(a, b, rest)
+    rest[0] += a_rest - b_rest
     return d
 
 
@@ -290,7 +297,7 @@ cdef inlined transport_points(bint scaled, const real* p, const real* q, Py_ssiz
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef uint64_t bad[LANES]
-    cdef double x, y, d, part, rest
+    cdef double x, y, d, rest
     cdef Py_ssize_t i
     cdef int j
     for j in range(LANES):
@@ -311,13 +318,11 @@ cdef inlined transport_points(bint scaled, const real* p, const real* q, Py_ssiz
         for j in range(LANES):
             x = p[i * LANES + j]
             y = q[i * LANES + j]
-            bad[j] |= fk_beyond_f64(x + 0.0, y + 0.0, -lowest(x))     # + 0: -0 is none
+            bad[j] |= fk_beyond_words_f64(x + 0.0, y + 0.0, -lowest(x))     # + 0: -0 is none
             if scaled:
                 d = difference(x * p_up[j] * p_up[j], y * q_up[j] * q_up[j], p_sum[j], p_low[j], q_sum[j], q_low[j], &rest)
             else:
-                d = x - y
-                part = d - x
-                rest = (x - (d - part)) - (y + part)
+                d = exact_difference(x, y, &rest)
             transport_step(d, rest, gaps[i], &hi[j], &lo[j], &t[j], &t_lo[j])
     for j in range(LANES):
         s.hi[j] = hi[j]
