@@ -145,7 +145,7 @@ def per_element(
     result = _args.output_for(out, x.shape, dtype, (x, mask), in_place=True)
     nbytes = 2 * result.nbytes
     threads = threads_for(n_threads, nbytes)
-    stream = result.nbytes > LAST_LEVEL_CACHE and out is not x
+    stream = nbytes > LAST_LEVEL_CACHE and out is not x     # the output would have left the cache when it is complete
     _kernels.active.run(
         op, dtype is FLOAT64, (_args.axes_last(x, axes),), None if mask is None else _args.axes_last(mask, axes),
         None, _args.axes_last(result, axes), None, len(axes), 1.0, None, stream, 0, -1, False, threads,

@@ -289,14 +289,14 @@ def test_reductions(reduction: str, rows: int, size: int, dtype: str, tier: str,
     assert fk.softmax_cross_entropy(np.asfortranarray(x), labels, reduction=reduction).tobytes() == right
 
 
-@pytest.mark.parametrize("size", [2, 7, 8, 33, 100, 256, 300, 140_000])
+@pytest.mark.parametrize("size", [2, 7, 8, 33, 100, 256, 300, 1000, 5000, 70_000, 140_000])
 @pytest.mark.parametrize("function", [fk.softmax, fk.log_softmax], ids=lambda function: function.__name__)
 @dtypes
 def test_past_the_cache(
     function: Any, size: int, dtype: str, tier: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Results larger than the cache are stored non-temporally: the same bytes, and none beside them."""
-    rows = 2003 if size < 1000 else 3
+    rows = 2003 if size < 1000 else 37 if size < 10_000 else 3
     x = (4 * rng.normal(size=(rows, size))).astype(dtype)
     x[0, 0], x[1, -1], x[2, 0] = np.nan, np.inf, -np.inf
     mask = rng.random(x.shape) < 0.7

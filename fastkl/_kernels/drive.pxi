@@ -48,8 +48,6 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
         first += LANES
     if not maps:
         finish_rows[real](plan, row, rows, &a, scratch)
-    elif plan.stream:
-        fk_stream_end()
 
 
 cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real* turned) noexcept nogil:
@@ -58,11 +56,13 @@ cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real
     cdef char* target = gapless(plan, &plan.out, row, rows, tile)
     if plan.has_mask:
         mask_out[real](plan, row, rows, 0, classes, tile, 1, LANES, 0)
-    if real is float:     # the only type that is streamed, see execute
-        if plan.stream and target != NULL:
+    if plan.stream and target != NULL:
+        if real is float:
             fk_spread_f32(turned, classes, tile, LANES, classes, rows)
-            fk_stream(target, <const char*>turned, rows * classes * sizeof(float))
-            return
+        else:
+            fk_spread_f64(turned, classes, tile, LANES, classes, rows)
+        fk_stream(target, <const char*>turned, rows * classes * sizeof(real))
+        return
     put[real](plan, row, rows, 0, classes, tile, 1, LANES)
 
 
@@ -117,17 +117,21 @@ cdef inline void start_chunk(const Plan* plan, bint totals, const State* row, St
 
 
 cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept nogil:
-    """Rows scanned together: a tile where they are read in place and are one block; else, where they are not read in
-    place, as many as lie side by side in two cache lines."""
-    if is_direct(plan):
-        return TILE if plan.classes <= BLOCK else 1
-    return side_rows(plan, itemsize)
+    """Rows scanned together: a tile, or up to FK_TOGETHER bytes, where they are read in place and are one block; else, where
+    they are not read in place, as many as lie side by side in two cache lines."""
+    cdef Py_ssize_t rows = TILE
+    if not is_direct(plan):
+        return side_rows(plan, itemsize)
+    if FK_TOGETHER and plan.classes > 0:
+        rows = FK_TOGETHER // (plan.classes * <Py_ssize_t>itemsize)
+        rows = rows if rows < TILE else TILE
+    return rows if rows > 1 and plan.classes <= BLOCK else 1
 
 
 cdef inline Py_ssize_t side_rows(const Plan* plan, size_t itemsize) noexcept nogil:
     """Two lines' worth, less of two operands: a block of each such row, in a thread's scratch, stays below 1 MiB. Contiguous
     rows of a half type share no lines: about a block of them, so that the first-level cache holds what they become."""
-    cdef Py_ssize_t most = (128 if plan.operands == 1 else 96) // itemsize, i
+    cdef Py_ssize_t most = (4 * SIDE if plan.operands == 1 else 3 * SIDE) // itemsize, i
     cdef bint halves = plan.classes > ACROSS
     for i in range(plan.operands):
         halves = halves and half_rows(plan, &plan.operand[i])
@@ -141,15 +145,23 @@ cdef inline bint half_rows(const Plan* plan, const Operand* a) noexcept nogil:
 
 
 cdef inline Py_ssize_t mapped_rows(const Plan* plan, size_t itemsize) noexcept nogil:
-    """Rows whose results per element are made together: one where it is read and stored in place."""
-    return 1 if is_direct(plan) and plan.out.direct else side_rows(plan, itemsize)
+    """Rows whose results per element are made together: one where it is read and stored in place; of a softmax that is
+    streamed from scratch as many as are scanned together, for their maxima and factors need not wait for one another
+    (doubles gain nothing)."""
+    cdef Py_ssize_t rows
+    if not is_direct(plan) or not plan.out.direct:
+        return side_rows(plan, itemsize)
+    rows = group_rows(plan, itemsize) if plan.op == SOFTMAX and plan.stream and itemsize == 4 else 1
+    return rows if rows < SIDE else SIDE
 
 
 cdef inline Py_ssize_t bytes_ahead(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t stop,
                                    Py_ssize_t n, size_t itemsize) noexcept nogil:
-    """How far ahead of n classes, which end before `stop` and are read in place, lies what is read after them: the row's
-    next block or the next row's first; or, as a row of one block is read twice (for the maximum and the sum), the next
-    tile's; 0 for nothing."""
+    """How far ahead of n classes, which end before `stop` and are read in place, lies what is read after them: FK_AHEAD where
+    all that is read lies in one stretch; the row's next block or the next row's first; or, as a row of one block is read
+    twice (for the maximum and the sum), the next tile's; 0 for nothing."""
+    if FK_AHEAD and plan.op >= ENTROPY and (stop < plan.classes or a.outer[0] == plan.classes * <Py_ssize_t>itemsize):
+        return FK_AHEAD
     if stop < plan.classes:
         return n * <Py_ssize_t>itemsize
     if plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
@@ -161,8 +173,8 @@ cdef inline Py_ssize_t bytes_ahead(const Plan* plan, const Operand* a, Py_ssize_
 
 cdef inline bint streams_itself(const Plan* plan, size_t itemsize) noexcept nogil:
     """Whether rows of a divergence are read faster without being prefetched here: two operands in strips, which the hardware
-    follows by itself (measured: 1.05 to 1.4 times)."""
-    return plan.op > ENTROPY and (itemsize == 8 or is_pointwise(plan.op))
+    follows by itself unless FK_AHEAD is known to be better (measured: 1.05 to 1.4 times without it, 1.1 to 1.9 times with)."""
+    return not FK_AHEAD and plan.op > ENTROPY and (itemsize == 8 or is_pointwise(plan.op))
 
 
 cdef inline bint is_direct(const Plan* plan) noexcept nogil:
@@ -221,7 +233,7 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
                 p_next = <const char*>p[i] + ahead if ahead != 0 else NULL
                 q_next = <const char*>q[i] + q_ahead if q_ahead != 0 else NULL
                 if is_pointwise(plan.op):
-                    term_block[real](plan.op, p[i], q[i], n, plan.weight, &states[i])
+                    term_block[real](plan.op, p[i], q[i], n, plan.weight, p_next, q_next, &states[i])
                 else:
                     divergence_block[real](plan.op, p[i], q[i], n, p_next, q_next, &states[i])
         elif plan.op == WEIGHTED_LOGSUMEXP:
@@ -339,9 +351,9 @@ cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
 
 cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     """Rows of at most CHUNK classes, from their array to their result: one where both are read and stored in place, else
-    as many as are scanned together. Exponentials are kept in the output; where that is not contiguous, and they are more
-    than a block, they are computed twice, to the same bits."""
-    cdef SoftmaxRow r[32]           # mapped_rows of the smaller type
+    as many as are scanned together. Exponentials are kept in the output or, where that is streamed, in scratch; where it is
+    not contiguous, and they are more than a block, they are computed twice, to the same bits."""
+    cdef SoftmaxRow r[SIDE]
     cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, i
     cdef bint direct = is_direct(plan), kept = plan.out.direct
     cdef real* e
@@ -354,19 +366,26 @@ cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scr
             fetch[real](plan, &plan.operand[0], row, rows, b * BLOCK, size, scratch, SPAN, 1, <real>-INFINITY)
         for i in range(rows):
             x = scratch + i * SPAN
+            if direct:
+                x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + b * BLOCK
+            open_softmax[real](x, size, b, &r[i])
+        for i in range(rows):
+            x = scratch + i * SPAN
             e = scratch + i * SPAN
             next = target = NULL
             if direct:
                 x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + b * BLOCK
-            if kept:
+            if plan.stream:
+                e = scratch + i * SPAN + b * BLOCK
+            elif kept:
                 e = <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
             if direct and kept and b < last:
                 next = <const char*>(x + BLOCK)
                 target = <char*>(e + BLOCK)
-            elif direct and kept and plan.n_outer == 1 and row + 1 < plan.last_row:
-                next = <const char*>(x - b * BLOCK) + plan.operand[0].outer[0]
-                target = <char*>(e - b * BLOCK) + plan.out.outer[0]
-            softmax_block[real](x, size, b, &r[i], e, next, target)
+            elif direct and kept and plan.n_outer == 1 and row + i + rows < plan.last_row:
+                next = <const char*>(x - b * BLOCK) + rows * plan.operand[0].outer[0]
+                target = <char*>(e - b * BLOCK) + rows * plan.out.outer[0]
+            softmax_block[real](x, size, b, &r[i], e, next, NULL if plan.stream else target)
     for b in range(last + 1):
         size = BLOCK if b < last else n - last * BLOCK
         if not kept and last > 0:
@@ -379,9 +398,13 @@ cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scr
                 softmax_again[real](x, size, b, &r[i], scratch + i * SPAN)
         for i in range(rows):
             e = scratch + i * SPAN
-            if kept:
+            target = NULL
+            if plan.stream:
+                e = scratch + i * SPAN + b * BLOCK
+                target = row_pointer(plan, &plan.out, row + i) + b * BLOCK * sizeof(real)
+            elif kept:
                 e = <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
-            softmax_scale[real](e, size, &r[i], b, last)
+            softmax_scale[real](e, size, &r[i], b, last, target)
             if plan.has_mask:
                 mask_out[real](plan, row + i, 1, b * BLOCK, size, e, SPAN, 1, 0)
         if not kept:
@@ -395,6 +418,7 @@ cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start
     cdef Py_ssize_t n, i
     cdef const real* x
     cdef real* y
+    cdef const char* next
     while start < stop:
         n = BLOCK if start + BLOCK < stop else stop - start
         if not direct:
@@ -405,7 +429,15 @@ cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start
                 x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + start
             if plan.out.direct and not plan.stream:
                 y = <real*>row_pointer(plan, &plan.out, row + i) + start
-            map_block[real](x, n, <real>m[i], <real>k[i], log, y)
+            elif FK_STREAMS and log and plan.out.direct and not plan.has_mask and k[i] == k[i]:
+                if real is float:
+                    fk_stream_less_f32(row_pointer(plan, &plan.out, row + i) + start * sizeof(float), x, <float>m[i],
+                                       <float>k[i], n)
+                else:
+                    fk_stream_less_f64(row_pointer(plan, &plan.out, row + i) + start * sizeof(double), x, m[i], k[i], n)
+                continue
+            next = <const char*>(x + n) if FK_AHEAD and stop - start > n else NULL
+            map_block[real](x, n, <real>m[i], <real>k[i], log, y, next)
             if plan.has_mask:
                 mask_out[real](plan, row + i, 1, start, n, y, SPAN, 1, 0)
             if plan.out.direct and plan.stream:
@@ -413,8 +445,6 @@ cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start
         if not plan.out.direct:
             put[real](plan, row, rows, start, n, scratch, SPAN, 1)
         start += n
-    if plan.stream:
-        fk_stream_end()
 
 
 cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* like) noexcept nogil:
@@ -458,6 +488,8 @@ cdef void one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, real*
         tile_columns[real](plan, row, rows, scratch)
     else:
         tile_rows[real](plan, row, rows, scratch)
+    if plan.stream:
+        fk_stream_end()
     fk_restore_mode(mode)
 
 
@@ -478,6 +510,8 @@ cdef void map_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* a, 
     cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
     cdef unsigned int mode = fk_default_mode()
     map_rows[real](plan, plan.first_row + i, 1, start, stop, a.m + i, k + i, scratch)
+    if plan.stream:
+        fk_stream_end()
     fk_restore_mode(mode)
 
 
@@ -529,17 +563,21 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
         return 0
     chunks = (plan.classes + CHUNK - 1) // CHUNK
     if across:
-        # Only a softmax of floats waits for memory more than the detour costs that streaming takes here.
-        plan.stream = plan.stream and plan.op == SOFTMAX and real is float
+        # Without FK_STREAMS only a softmax of floats waits for memory more than the detour costs that streaming takes here.
+        plan.stream = plan.stream and (FK_STREAMS or (plan.op == SOFTMAX and real is float))
         size = LANES if maps else TILE
         stride = plan.operands * plan.classes * LANES
         if plan.stream:
             size *= 1 + STREAMED // (LANES * plan.classes * <Py_ssize_t>sizeof(real))
             stride *= 2
     else:
-        # A row that is still in the second-level cache when its results are stored had their lines prefetched meanwhile,
-        # which costs less than streaming them.
-        if plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT:
+        # Exponentials that are streamed wait in scratch, which shares the second-level cache with what is read.
+        # A row that is still in that cache when its results are stored had their lines prefetched meanwhile, which without
+        # FK_STREAMS costs less than streaming them.
+        if plan.op == SOFTMAX and plan.classes <= CHUNK:
+            plan.stream = (plan.stream and FK_STREAMS and is_direct(plan) and plan.out.direct
+                           and plan.classes * <Py_ssize_t>sizeof(real) <= KEPT // 2)
+        elif not FK_STREAMS and (plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT):
             plan.stream = False
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
         size = 1 if size < 1 else (TILE if size > TILE else size)
@@ -551,6 +589,8 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
             stride = side_rows(plan, sizeof(real)) * SPAN
         elif maps or plan.op == WEIGHTED_LOGSUMEXP:
             stride += SPAN
+        if plan.op == SOFTMAX and plan.stream and plan.classes <= CHUNK:
+            stride = plan.classes if plan.classes > BLOCK else mapped_rows(plan, sizeof(real)) * SPAN
     if by_columns(plan, sizeof(real)) and (chunks == 1 or threads == 1 or rows >= 2 * threads):
         size = tile_size_of_columns(plan, sizeof(real), threads)
         stride = columns_scratch(sizeof(real)) // sizeof(real)

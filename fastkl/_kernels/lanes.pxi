@@ -90,7 +90,13 @@ cdef extern from "memory.h" nogil:
     uint32_t fk_half_word(const void* x, Py_ssize_t i)
     Py_ssize_t fk_top_word(Py_ssize_t j, Py_ssize_t itemsize)
     void fk_stream(char* dst, const char* src, size_t n)
+    void fk_stream_scaled_f32(char* dst, const float* src, float k, float down, Py_ssize_t n)
+    void fk_stream_scaled_f64(char* dst, const double* src, double k, double down, Py_ssize_t n)
+    void fk_stream_less_f32(char* dst, const float* src, float m, float k, Py_ssize_t n)
+    void fk_stream_less_f64(char* dst, const double* src, double m, double k, Py_ssize_t n)
     void fk_stream_end()
+    const Py_ssize_t FK_AHEAD, FK_TOGETHER
+    const bint FK_STREAMS
     void fk_prefetch(const char* start, Py_ssize_t at, Py_ssize_t nbytes)
     void fk_prefetch_write(char* start, Py_ssize_t at, Py_ssize_t nbytes)
     unsigned int fk_default_mode()
@@ -108,14 +114,16 @@ cdef extern from *:
     #define FK_DOWN 0x1p-64 /* undoes it */
     #if defined(__AVX512F__)
     #define FK_DOUBLES 8 /* in a vector of the machine: of so many lanes at least a loop needs no remainder */
+    #define FK_REGISTERS 32 /* of that size: enough for the exponentials of four vectors of lanes and for their sums */
     #else
     #define FK_DOUBLES 4
+    #define FK_REGISTERS 16
     #endif
     """
     ctypedef void loop
     ctypedef void inlined
     const double FK_UP, FK_DOWN
-    const int FK_DOUBLES
+    const int FK_DOUBLES, FK_REGISTERS
 
 ctypedef fused real:
     float
@@ -136,6 +144,7 @@ cdef enum:
     STREAMED = 65536 # bytes of short rows' results stored before a fence, which costs as much as storing some of them
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
+    SIDE = 32        # rows at most that are scanned side by side: two lines of the smallest numbers
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
     MAXDIM = 64      # NumPy's own limit
 

@@ -108,16 +108,83 @@ cdef inlined add_exps(const real* e, Py_ssize_t vectors, double* t) noexcept nog
         k += 1
 
 
+cdef inline const real* vector_but(const real* x, Py_ssize_t i, const real* patch, const Py_ssize_t* at, Py_ssize_t other_at,
+                                   const real* other) noexcept nogil:
+    """vector_at, with one more patched."""
+    return other if i == other_at else vector_at(x, i, patch, at)
+
+
+cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
+                          bint weighs, double* sums, double* moments, real* tops, const char* next,
+                          char* target) noexcept nogil:
+    """exp_sum_lanes or, where it weighs, exp_moment_lanes, for 32 registers, which RUN vectors' exponentials and their sums
+    fit: nothing is stored between, and where a vector lies is chosen without a branch. The maxima are those of the other
+    elements."""
+    cdef real without[LANES]
+    cdef real top[LANES]
+    cdef double t[LANES]
+    cdef double w[LANES]
+    cdef real e0, e1, e2, e3
+    cdef Py_ssize_t i = 0, hole_at = hole // LANES if hole >= 0 else -1
+    cdef int j
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
+    for j in range(LANES):
+        top[j] = -INFINITY
+        t[j] = w[j] = 0
+    if hole >= 0:
+        v0 = vector_at(x, hole_at, patch, at)
+        for j in range(LANES):
+            without[j] = v0[j]
+        without[hole % LANES] = -INFINITY
+    while i + RUN <= count:
+        fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
+        fk_prefetch_write(target, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
+        v0 = vector_but(x, i, patch, at, hole_at, without)
+        v1 = vector_but(x, i + 1, patch, at, hole_at, without)
+        v2 = vector_but(x, i + 2, patch, at, hole_at, without)
+        v3 = vector_but(x, i + 3, patch, at, hole_at, without)
+        for j in range(LANES):
+            top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
+            e0 = exp_up(v0[j] - m)
+            e1 = exp_up(v1[j] - m)
+            e2 = exp_up(v2[j] - m)
+            e3 = exp_up(v3[j] - m)
+            t[j] += (e0 + e1) + (e2 + e3)
+            if weighs:
+                w[j] += (fall(m, v0[j]) * e0 + fall(m, v1[j]) * e1) + (fall(m, v2[j]) * e2 + fall(m, v3[j]) * e3)
+        i += RUN
+    while i < count:
+        v0 = vector_but(x, i, patch, at, hole_at, without)
+        for j in range(LANES):
+            top[j] = larger(v0[j], top[j])
+            e0 = exp_up(v0[j] - m)
+            t[j] += e0
+            if weighs:
+                w[j] += fall(m, v0[j]) * e0
+        i += 1
+    for j in range(LANES):
+        sums[j] = t[j]
+        tops[j] = top[j]
+        if weighs:
+            moments[j] = w[j]
+
+
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
                         double* sums, real* tops, const char* next, char* target) noexcept nogil:
-    """Per lane: 2^64 times the sum of exp(x - m), but for the element `hole`, and the maximum, of that element too. For
-    `next` and `target` see exp_run."""
+    """Per lane: 2^64 times the sum of exp(x - m), but for the element `hole`, and the maximum, of that element too unless it
+    is m. For `next` and `target` see exp_run."""
     cdef real exps[EXPS]
     cdef real reference[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
     cdef Py_ssize_t i = 0, vectors
     cdef int j
+    if real is float and FK_REGISTERS >= 32:
+        exp_sum_runs(x, count, hole, patch, at, m, False, sums, NULL, tops, next, target)
+        return
     for j in range(LANES):
         reference[j] = m
         top[j] = -INFINITY
@@ -155,6 +222,9 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, con
     cdef const real* v1
     cdef const real* v2
     cdef const real* v3
+    if real is float and FK_REGISTERS >= 32:
+        exp_sum_runs(x, count, hole, patch, at, m, True, sums, moments, tops, next, NULL)
+        return
     for j in range(LANES):
         reference[j] = m
         top[j] = -INFINITY
@@ -638,6 +708,26 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 # A softmax of at most CHUNK classes keeps its exponentials in the output and scales them there, each block by a factor of
 # its own. Longer rows, whose output would have left the cache, and log_softmax read the row a second time.
 
+cdef inlined exp_store_run(const real* x, const real* m, real* out, double* t, double* t_lo, const char* next,
+                           char* target) noexcept nogil:
+    """exp_store_lanes of RUN vectors, for 32 registers, which hold them."""
+    cdef real e[RUN * LANES]
+    cdef int j
+    fk_prefetch(next, 0, RUN * LANES * sizeof(real))
+    fk_prefetch_write(target, 0, RUN * LANES * sizeof(real))
+    for j in range(LANES):
+        e[j] = exp_up(x[j] - m[j])
+        e[LANES + j] = exp_up(x[LANES + j] - m[j])
+        e[2 * LANES + j] = exp_up(x[2 * LANES + j] - m[j])
+        e[3 * LANES + j] = exp_up(x[3 * LANES + j] - m[j])
+        if real is float:
+            t[j] += <double>(e[j] + e[LANES + j]) + <double>(e[2 * LANES + j] + e[3 * LANES + j])
+        else:
+            two_sum_add(&t[j], &t_lo[j], (e[j] + e[LANES + j]) + (e[2 * LANES + j] + e[3 * LANES + j]))
+    for j in range(RUN * LANES):
+        out[j] = e[j]
+
+
 cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const Py_ssize_t* at, real m, real* out,
                           double* sums, const char* next, char* target) noexcept nogil:
     """out = 2^64 exp(x - m) of n elements, out may be x; and its sum per lane, as if it were of more digits than the data:
@@ -652,6 +742,12 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const 
     for j in range(LANES):
         reference[j] = m
         t[j] = t_lo[j] = 0
+    if FK_REGISTERS >= 32:
+        while (i + RUN) * LANES <= n:     # no tail, the only vector that is patched
+            exp_store_run(x + i * LANES, reference, out + i * LANES, t, t_lo,
+                          next + i * LANES * sizeof(real) if next != NULL else NULL,
+                          target + i * LANES * sizeof(real) if target != NULL else NULL)
+            i += RUN
     while i < count:
         vectors = vectors_at_once(count - i)
         exp_vectors(x, i, vectors, patch, at, reference, NULL, exps, next, target)
@@ -720,13 +816,11 @@ cdef void softmax_again(const real* x, Py_ssize_t n, Py_ssize_t b, const Softmax
     exp_store_lanes(x, n, patch, at, <real>row.m[b], y, sums, NULL, NULL)
 
 
-cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* row, real* y, const char* next,
-                        char* target) noexcept nogil:
-    """y = 2^64 exp(x - m[b]), b being the block's number; y may be x."""
+cdef void open_softmax(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* row) noexcept nogil:
+    """Choose m[b], b being the block's number, and start or rescale the sum."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real tops[LANES]
-    cdef double sums[LANES]
     cdef Py_ssize_t count = start_patches(x, n, <real>-INFINITY, patch, at)
     cdef real top
     max_lanes(x, count, patch, at, tops)
@@ -739,26 +833,44 @@ cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* r
         row.s *= exp_up_f64(row.m[b - 1] - top) * FK_DOWN
     else:
         row.m[b] = row.m[b - 1]
+
+
+cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* row, real* y, const char* next,
+                        char* target) noexcept nogil:
+    """y = 2^64 exp(x - m[b]); y may be x."""
+    cdef real patch[3 * LANES]
+    cdef Py_ssize_t at[3]
+    cdef double sums[LANES]
+    start_patches(x, n, <real>-INFINITY, patch, at)
     exp_store_lanes(x, n, patch, at, <real>row.m[b], y, sums, next, target)
     row.s += fold_sum(sums)
 
 
-cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t b, Py_ssize_t last) noexcept nogil:
-    """Turn a block's exponentials into probabilities, last being the number of the row's last block. 2^-64 is no part of
-    the factor, which might be denormal with it."""
+cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t b, Py_ssize_t last, char* target) noexcept nogil:
+    """Turn a block's exponentials into probabilities, last being the number of the row's last block: in place or, unless it
+    is NULL, streamed to target. 2^-64 is no part of the factor, which might be denormal with it."""
     cdef Py_ssize_t i = 0, whole = n & -LANES
     cdef int j
     cdef real k = <real>(softmax_factor(row.m[last], row.s * FK_DOWN) * (exp_up_f64(row.m[b] - row.m[last]) * FK_DOWN))
     cdef real down = FK_DOWN
+    if k != k:
+        for i in range(n):
+            y[i] = NAN     # one NaN, see put_rows
+        if target != NULL:
+            fk_stream(target, <const char*>y, n * sizeof(real))
+        return
+    if target != NULL:
+        if real is float:
+            fk_stream_scaled_f32(target, y, k, down, n)
+        else:
+            fk_stream_scaled_f64(target, y, k, down, n)
+        return
     while i < whole:
         for j in range(LANES):
             y[i + j] = y[i + j] * k * down
         i += LANES
     for i in range(whole, n):
         y[i] = y[i] * k * down
-    if k != k:
-        for i in range(n):
-            y[i] = NAN     # one NaN, see put_rows
 
 
 cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, double* sums, const char* next,
@@ -816,19 +928,22 @@ cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char*
     settle_nans(tile, classes, k)
 
 
-cdef inline void map_vector(const real* v, real m, real k, bint log, real* w) noexcept nogil:
-    """64 results: exp(x - m) * k, with k = 2^-64 / sum, or (x - m) - k, with k = log(sum)."""
+cdef inlined map_vector(const real* v, const real* m, real k, bint log, real* w) noexcept nogil:
+    """The results of a vector: exp(x - m) * k, with k = 2^-64 / sum, or (x - m) - k, with k = log(sum)."""
     cdef int j
     if log:
         for j in range(LANES):
-            w[j] = (v[j] - m) - k
+            w[j] = (v[j] - m[j]) - k
     else:
+        exp_vector(v, m, w)
         for j in range(LANES):
-            w[j] = exp_up(v[j] - m) * k
+            w[j] *= k
 
 
-cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y) noexcept nogil:
-    """One row's block; y may be x. Each vector is computed whole before any of it is stored."""
+cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y, const char* next) noexcept nogil:
+    """One row's block; y may be x. Each vector is computed whole before any of it is stored. What will be read `next`,
+    unless NULL, is prefetched meanwhile."""
+    cdef real reference[LANES]
     cdef real w[LANES]
     cdef Py_ssize_t i = 0, whole = n - n % LANES
     cdef int j
@@ -836,15 +951,18 @@ cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real*
         for i in range(n):
             y[i] = NAN     # one NaN, see put_rows
         return
+    for j in range(LANES):
+        reference[j] = m
     while i < whole:
-        map_vector(x + i, m, k, log, w)
+        fk_prefetch(next, i * sizeof(real), LANES * sizeof(real))
+        map_vector(x + i, reference, k, log, w)
         for j in range(LANES):
             y[i + j] = w[j]
         i += LANES
     if whole < n:
         for j in range(LANES):
             w[j] = x[whole + j] if j < n - whole else <real>0
-        map_vector(w, m, k, log, w)
+        map_vector(w, reference, k, log, w)
         for j in range(n - whole):
             y[whole + j] = w[j]
 

@@ -563,10 +563,14 @@ cdef inlined make_flat_terms(int op, const real* p, const real* q, Py_ssize_t co
     cdef real overlaps[STRIP]
     cdef int odd[LANES]
     cdef Py_ssize_t i = 0, j, vectors
+    cdef const char* p_next = <const char*>p + FK_AHEAD if FK_AHEAD else NULL
+    cdef const char* q_next = <const char*>q + FK_AHEAD if FK_AHEAD else NULL
     for j in range(LANES):
         odd[j] = 0
     while i < count:
         vectors = strip_size(count - i)
+        fk_prefetch(p_next, i * LANES * sizeof(real), vectors * LANES * sizeof(real))
+        fk_prefetch(q_next, i * LANES * sizeof(real), vectors * LANES * sizeof(real))
         make_terms(op, p, q, i, vectors, p_patch, q_patch, at, weight, s, overlaps, odd, beyond)
         for j in range(vectors * LANES):
             terms[i * LANES + j] = s[j]
@@ -704,7 +708,8 @@ cdef void divide_by_totals(State* st) noexcept nogil:
     st.u = st.u_lo = st.v = st.v_lo = 0
 
 
-cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double weight, State* st) noexcept nogil:
+cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double weight, const char* p_next,
+                     const char* q_next, State* st) noexcept nogil:
     """Add a block to a row's state: s the terms, u the sum of sqrt(p q), v that of p + q."""
     cdef real p_patch[3 * LANES]
     cdef real q_patch[3 * LANES]
@@ -726,7 +731,8 @@ cdef void term_block(int op, const real* p, const real* q, Py_ssize_t n, double 
             each.p_lo[j] = st.by_p_lo
             each.q[j] = st.by_q
             each.q_lo[j] = st.by_q_lo
-    term_lanes(op, p, q, count, p_patch, q_patch, at, LANES, by, <real>weight, s, u, w, w_lo, odd, NULL, NULL)
+    term_lanes(op, p, q, count, p_patch, q_patch, at, LANES, by, <real>weight, s, u, w, w_lo, odd, p_next,
+               q_next)
     if mark_odd(op, s, u, odd, p[0]):
         any_term_lanes(op, p, q, count, p_patch, q_patch, at, by, weight, s, u, w, w_lo)
     two_sum_add(&st.s, &st.s_lo, fold_sum(s))
