@@ -182,7 +182,7 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const 
     cdef double t[LANES]
     cdef Py_ssize_t i = 0, vectors
     cdef int j
-    if real is float and FK_REGISTERS >= 32:
+    if real is float and FK_REGISTERS >= 32:     # doubles lose by it in rows of a few blocks
         exp_sum_runs(x, count, hole, patch, at, m, False, sums, NULL, tops, next, target)
         return
     for j in range(LANES):
@@ -222,7 +222,7 @@ cdef loop exp_moment_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, con
     cdef const real* v1
     cdef const real* v2
     cdef const real* v3
-    if real is float and FK_REGISTERS >= 32:
+    if FK_REGISTERS >= 32:
         exp_sum_runs(x, count, hole, patch, at, m, True, sums, moments, tops, next, NULL)
         return
     for j in range(LANES):
