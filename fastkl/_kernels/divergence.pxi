@@ -106,9 +106,9 @@ cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count
                         const Py_ssize_t* at, double* sums, double* differences, double* differences_lo, double* masses,
                         int* odd, const char* p_next, const char* q_next) noexcept nogil:
     """kl_lanes of float32, in strips for the sums' sake. A vector's terms are made in steps whose arrays stay in registers."""
-    cdef float p_spare[STRIP]
-    cdef float q_spare[STRIP]
-    cdef float s[STRIP]
+    cdef float p_spare[LONG_STRIP]
+    cdef float q_spare[LONG_STRIP]
+    cdef float s[LONG_STRIP]
     cdef float w[LANES]
     cdef float gap[LANES]
     cdef float near[LANES]
@@ -130,7 +130,7 @@ cdef inlined kl_vectors(int op, const float* p, const float* q, Py_ssize_t count
         odd[j] = highest[j] = 0
         lowest_word[j] = 0x7fffffff
     while i < count:
-        vectors = strip_size(count - i)
+        vectors = LONG_STRIP // LANES if count - i > LONG_STRIP // LANES else count - i
         x = a = strip_at(p, i, vectors, p_patch, at, p_spare)
         y = b = strip_at(q, i, vectors, q_patch, at, q_spare)
         terms = s

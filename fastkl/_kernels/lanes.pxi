@@ -96,6 +96,7 @@ cdef extern from "memory.h" nogil:
     void fk_stream_less_f64(char* dst, const double* src, double m, double k, Py_ssize_t n)
     void fk_stream_end()
     const Py_ssize_t FK_AHEAD, FK_TOGETHER
+    enum: STRIP "FK_STRIP"     # elements that go through one step of a loop before the next
     const bint FK_STREAMS
     void fk_prefetch(const char* start, Py_ssize_t at, Py_ssize_t nbytes)
     void fk_prefetch_write(char* start, Py_ssize_t at, Py_ssize_t nbytes)
@@ -135,7 +136,7 @@ cdef enum:
     FEW_LANES = 4    # lanes of a strip's vectors that, side by side, make one vector
     BLOCK = 4096     # elements between two folds
     VECTORS = 128    # in a block
-    STRIP = 256      # elements that go through one step of a loop before the next
+    LONG_STRIP = 256 # of float KL
     EXPS = 1024      # exponentials of a row that are made before they are summed
     WORDS = 64       # of 32 bits in a vector of doubles
     SPAN = 4112      # from one row of a block to the next in scratch: 4096 would put all of them into one set of the cache
