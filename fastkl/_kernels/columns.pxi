@@ -99,6 +99,17 @@ cdef inline Py_ssize_t whole_grains(Py_ssize_t width) noexcept nogil:
     return width & -GRAIN
 
 
+cdef inline const char* class_ahead(const real* x, Py_ssize_t stride, Py_ssize_t lane, Py_ssize_t c, const char* next,
+                                    Py_ssize_t next_stride) noexcept nogil:
+    """What is to be prefetched while a run's class c is at work, which belongs to a lane: the class of the lane LANES_AHEAD on,
+    in this run or the next one; if that is 0, the class of the same number in the next run. NULL for none."""
+    if LANES_AHEAD and lane + LANES_AHEAD < LANES:
+        return <const char*>(x + (c + LANES_AHEAD) * stride)
+    if next == NULL:
+        return NULL
+    return next + (c - (LANES - LANES_AHEAD if LANES_AHEAD else 0)) * next_stride
+
+
 cdef inline const real* without_absent(const real* v, Py_ssize_t wide, const Columns* r, Py_ssize_t c, Py_ssize_t at,
                                        real* spare) noexcept nogil:
     """Class c of a block, of the at-th column and after: where it lies at v or, less what is left out, a copy in spare."""
@@ -154,6 +165,7 @@ cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t
     cdef real absent[WIDE]
     cdef real number[RUN]
     cdef const real* v[RUN]
+    cdef const char* ahead[RUN]
     cdef Py_ssize_t width = whole_grains(wide)
     cdef Py_ssize_t i, j, k, w
     for w in range(width):
@@ -164,11 +176,12 @@ cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t
         for k in range(RUN):
             j = i + k * LANES
             v[k] = absent
+            ahead[k] = class_ahead(x, stride, i, j, next, next_stride)
             if j < n:
                 v[k] = without_absent(x + j * stride, width, r, c + j, at, spare + k * WIDE)
         for w from 0 <= w < width by LANES:
             for k in range(RUN):
-                fk_prefetch(next, (i + k * LANES) * next_stride + w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(ahead[k], w * sizeof(real), LANES * sizeof(real))
             raise_tops_of_lane(v, w, number, tops + i * across, numbers + i * across)
 
 
@@ -228,6 +241,7 @@ cdef loop exp_sum_columns(int op, const real* x, Py_ssize_t stride, Py_ssize_t n
     cdef real exps[RUN * WIDE]
     cdef real spare[RUN * WIDE]
     cdef const real* v[RUN]
+    cdef const char* ahead
     cdef Py_ssize_t width = whole_grains(wide)
     cdef Py_ssize_t i, k, w, j, vectors = (n + LANES - 1) // LANES, some
     for w in range(width):
@@ -237,8 +251,9 @@ cdef loop exp_sum_columns(int op, const real* x, Py_ssize_t stride, Py_ssize_t n
         for k in range(some):
             j = i + k * LANES
             v[k] = without_absent(x + j * stride, width, r, c + j, at, spare + k * WIDE)
+            ahead = class_ahead(x, stride, i, j, next, next_stride)
             for w from 0 <= w < width by LANES:
-                fk_prefetch(next, j * next_stride + w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(ahead, w * sizeof(real), LANES * sizeof(real))
                 fk_prefetch(later, j * next_stride + w * sizeof(real), LANES * sizeof(real))
                 exp_vector(v[k] + w, m + w, exps + k * WIDE + w)
         if some < vectors and vectors == RUN:
@@ -587,6 +602,8 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     cdef const real* y[RUN]
     cdef const real* v
     cdef const real* u
+    cdef const char* p_ahead
+    cdef const char* q_ahead
     cdef double* t
     cdef double* t_lo
     for w in range(width):
@@ -602,9 +619,11 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
             c = k * LANES + i
             v = x[k]
             u = y[k]
+            p_ahead = class_ahead(p, p_stride, i, c, p_next, p_next_stride)
+            q_ahead = class_ahead(q, q_stride, i, c, q_next, q_next_stride)
             for w from 0 <= w < width by LANES:
-                fk_prefetch(p_next, c * p_next_stride + w * sizeof(real), LANES * sizeof(real))
-                fk_prefetch(q_next, c * q_next_stride + w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(p_ahead, w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(q_ahead, w * sizeof(real), LANES * sizeof(real))
                 for j in range(LANES):
                     e[j] = kl_term(v[w + j], u[w + j])
                 for j in range(LANES):
@@ -663,6 +682,8 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
     cdef int j
     cdef const real* v
     cdef const real* u
+    cdef const char* p_ahead
+    cdef const char* q_ahead
     for w in range(width):
         word32[w] = odd32[w]
         word64[w] = odd64[w]
@@ -675,9 +696,11 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
                 continue
             v = p + c * p_stride
             u = q + c * q_stride
+            p_ahead = class_ahead(p, p_stride, i, c, p_next, p_next_stride)
+            q_ahead = NULL if op == ENTROPY else class_ahead(q, q_stride, i, c, q_next, q_next_stride)
             for w from 0 <= w < width by LANES:
-                fk_prefetch(p_next, c * p_next_stride + w * sizeof(real), LANES * sizeof(real))
-                fk_prefetch(q_next, c * q_next_stride + w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(p_ahead, w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(q_ahead, w * sizeof(real), LANES * sizeof(real))
                 if op == ENTROPY:
                     for j in range(LANES):
                         terms[k * WIDE + w + j] = shannon_term(v[w + j])

@@ -96,6 +96,7 @@ cdef extern from "memory.h" nogil:
     void fk_stream_less_f64(char* dst, const double* src, double m, double k, Py_ssize_t n)
     void fk_stream_end()
     const Py_ssize_t FK_AHEAD, FK_TOGETHER
+    enum: LANES_AHEAD "FK_LANES_AHEAD"
     enum: STRIP "FK_STRIP"     # elements that go through one step of a loop before the next
     const bint FK_STREAMS
     void fk_prefetch(const char* start, Py_ssize_t at, Py_ssize_t nbytes)

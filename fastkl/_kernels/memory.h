@@ -26,6 +26,7 @@
  *               cache; 0: a tile of rows.
  * FK_STRIP      elements of the strips in which divergences are computed; what comes after them is prefetched strip by strip,
  *               and a long burst holds up the loads behind it.
+ * FK_LANES_AHEAD  so many of the 32 lanes ahead the classes of columns are prefetched; 0: 128 classes ahead.
  * FK_STREAMS    whether every softmax and log_softmax that leaves the cache is stored non-temporally; else only where
  *               drive.pxi says that it pays. */
 #if defined(__AVX512F__)
@@ -33,12 +34,14 @@
 #define FK_AHEAD 8192
 #define FK_TOGETHER 16384
 #define FK_STRIP 128
+#define FK_LANES_AHEAD 2
 #define FK_STREAMS 1
 #else
 #define FK_PREFETCH(p) __builtin_prefetch((p), 0, 2)
 #define FK_AHEAD 0
 #define FK_TOGETHER 0
 #define FK_STRIP 256
+#define FK_LANES_AHEAD 0
 #define FK_STREAMS 0
 #endif
 
