@@ -95,6 +95,23 @@ def test_proportional_rows_are_no_distance_apart(function: str, dtype: str, tier
             assert ALL[function](np.multiply(one, of_p), np.multiply(one, of_q), normalize=True) == 0, (of_p, of_q)
 
 
+@dtypes
+@pytest.mark.parametrize("size", [2, 40, 1000, 5000])
+@pytest.mark.parametrize("q", [0.75, 1 - 2.0**-24])
+def test_cross_entropy_of_denormals(size: int, q: float, dtype: str, tier: str) -> None:
+    """Products of a denormal p and the log of a q near 1 are no number of the type, but their sum may be."""
+    least = np.finfo(dtype).smallest_subnormal
+    for count in (size, size // 2):
+        row = np.zeros(size, dtype)
+        row[:count] = least
+        right = np.dtype(dtype).type(least * round(count * -math.log(q)))
+        for p, axis in ((np.tile(row, (70, 1)), -1), (np.tile(row[:, None], (1, 70)), 0)):
+            got = fk.cross_entropy(p, np.full_like(p, q), axis=axis)
+            assert got.dtype == dtype
+            assert np.all(np.abs(got / least - right / least) <= 1), (got[0], right)
+            assert np.all(got == got[0])
+
+
 @pytest.mark.parametrize("weight", [1e-30, 1e-3, 0.3, 0.5, 0.9, 1 - 2**-40])
 @dtypes
 def test_weights_of_js(weight: float, dtype: str, tier: str, rng: np.random.Generator) -> None:

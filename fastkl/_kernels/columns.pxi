@@ -676,7 +676,7 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
     cdef uint32_t word32[WIDE]
     cdef uint64_t word64[WIDE]
     cdef real low = 2.0 ** -149 if real is float else 2.0 ** -1022
-    cdef real high = largest(<real>0), zero = 0, infinity = INFINITY
+    cdef real high = largest(<real>0), zero = 0, infinity = INFINITY, up = raised(<real>0)
     cdef Py_ssize_t width = whole_grains(wide)
     cdef Py_ssize_t i, w, c, k, vectors = (n + LANES - 1) // LANES
     cdef int j
@@ -710,7 +710,7 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
                             word64[w + j] |= fk_outside_f64(v[w + j], v[w + j], zero, high)
                 else:
                     for j in range(LANES):
-                        terms[k * WIDE + w + j] = -v[w + j] * log_of(u[w + j])
+                        terms[k * WIDE + w + j] = -(v[w + j] * up) * log_of(u[w + j])
                         if real is float:
                             word32[w + j] |= (fk_outside_f32(u[w + j], u[w + j], low, high)
                                               | fk_outside_f32(v[w + j], v[w + j], zero, infinity))
@@ -744,6 +744,7 @@ cdef void divergence_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, 
     cdef const real* q = NULL
     cdef const char* p_next
     cdef const char* q_next = NULL
+    cdef double up = raised(<real>0) if plan.op == CROSS_ENTROPY else 1
     cdef double size_of, least = smallest_q(<real>0), rest = -(count * LANES - n) * <double>absent_p(op, <real>0)
     cdef State* st
     cdef bint loose
@@ -773,7 +774,8 @@ cdef void divergence_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, 
         for w in range(width):
             t[i * width + w] = closed(t[i * width + w], t_lo[i * width + w])
             size_of = t[i * width + w] if t[i * width + w] > 0 else -t[i * width + w]
-            odd[w] |= (size_of - size_of != 0) | ((size_of > 0) & (size_of < least))
+            odd[w] |= (size_of - size_of != 0) | ((size_of > 0) & (size_of < least * up))
+            t[i * width + w] /= up
     for w in range(width):
         odd[w] |= odd32[w] >> 31 if real is float else odd64[w] >> 63
     fold_columns(t, width)

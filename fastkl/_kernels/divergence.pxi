@@ -32,6 +32,16 @@ cdef inline real absent_q(int op, real like) noexcept nogil:
     return <real>1 if op == CROSS_ENTROPY else smallest_q(like)
 
 
+# Terms of cross-entropy are made of p times this, and their sums divided by it: with q just below 1 the product of a small
+# p and log q would be denormal, or 0 without a trace. A p so large that it overflows makes the sum infinite, see
+# mark_odd_sums.
+cdef inline real raised(real like) noexcept nogil:
+    if real is float:
+        return 2.0 ** 64
+    else:
+        return 2.0 ** 120
+
+
 cdef inline void add_run(double* t, double* t_lo, real s) noexcept nogil:
     """Add the sum of a run of vectors to a lane's. Where the data is float64 so many additions of equal terms, each rounded
     the same way, would lose some eps."""
@@ -397,6 +407,7 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
     cdef int j
     cdef const float* x
     cdef const float* y
+    cdef float up = raised(<float>0)
     for j in range(LANES):
         t[j] = t_lo[j] = 0
         odd[j] = p_highest[j] = q_highest[j] = 0
@@ -411,7 +422,7 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
             fk_prefetch(p_next, i * LANES * sizeof(float), LANES * sizeof(float))
             fk_prefetch(q_next, i * LANES * sizeof(float), LANES * sizeof(float))
             for j in range(LANES):
-                s[j] -= x[j] * log_of(y[j])
+                s[j] -= (x[j] * up) * log_of(y[j])
             raise_words(x, 1, p_highest)
             raise_words(y, 1, q_highest)
             lower_words(y, 1, lowest_word)
@@ -419,7 +430,7 @@ cdef inlined cross_entropy_vectors(const float* p, const float* q, Py_ssize_t co
         for j in range(LANES):
             add_run(&t[j], &t_lo[j], s[j])
     for j in range(LANES):
-        sums[j] = closed(t[j], t_lo[j])
+        sums[j] = closed(t[j], t_lo[j]) / up
     # p >= 0 and 0 < q <= largest
     mark_above(p_highest, <float>INFINITY, odd)
     mark_above(q_highest, largest(<float>0), odd)
@@ -443,6 +454,7 @@ cdef inlined cross_entropy_strips(const double* p, const double* q, Py_ssize_t c
     cdef Py_ssize_t i = 0, vectors, n, j
     cdef const double* x
     cdef const double* y
+    cdef double up = raised(<double>0)
     for j in range(LANES):
         t[j] = t_lo[j] = 0
         odd[j] = 0
@@ -459,17 +471,19 @@ cdef inlined cross_entropy_strips(const double* p, const double* q, Py_ssize_t c
             log_cut_f64(y[j], &f[j], &s[j], &k[j])
         fk_prefetch(q_next, i * LANES * sizeof(double), n * sizeof(double))
         for j in range(n):
-            f[j] = -x[j] * log_join_f64(f[j], s[j], k[j])
+            f[j] = -(x[j] * up) * log_join_f64(f[j], s[j], k[j])
         add_strip(f, vectors, t, t_lo)
         raise_words(x, vectors, p_highest)
         raise_words(y, vectors, q_highest)
         lower_words(y, vectors, lowest_word)
         i += vectors
     for j in range(LANES):
-        sums[j] = closed(t[j], t_lo[j])
+        t[j] = closed(t[j], t_lo[j])
+        sums[j] = t[j] / up
     mark_above(p_highest, <double>INFINITY, odd)
     mark_above(q_highest, largest(p[0]), odd)
     mark_below(lowest_word, <double>(2.0 ** -1022), odd)
+    mark_odd_sums(t, smallest_q(<double>0) * up, odd)     # before they become denormal, or 0
 
 
 cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
@@ -484,9 +498,9 @@ cdef loop cross_entropy_lanes(const real* p, const real* q, Py_ssize_t count, co
 
 cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, const real* p_patch, const real* q_patch,
                     const Py_ssize_t* at, double* sums, double* differences, double* differences_lo,
-                    double* masses) noexcept nogil:
-    """The same sums, in double, by the terms that are right for every pair of numbers. Unless p is huge the terms are 2^100
-    times as large until they are added up: their sum is rounded once, if it is denormal."""
+                    double* masses, double* times) noexcept nogil:
+    """The same sums, in double, by the terms that are right for every pair of numbers. Unless p is huge those of entropies are
+    2^100 times as large, which is left in times: once they are added up their sum is rounded once, if it is denormal."""
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef double d[LANES]
@@ -496,14 +510,14 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
     cdef int j
     cdef const real* x
     cdef const real* y
-    cdef double up = 2.0 ** 100, down = 2.0 ** -100
+    cdef double up = 2.0 ** 100 if op == ENTROPY or op == CROSS_ENTROPY else 1
     for j in range(LANES):
         t[j] = t_lo[j] = d[j] = e[j] = w[j] = 0
     for i in range(count):
         x = vector_at(p, i, p_patch, at)
         for j in range(LANES):
             if not x[j] < 1e240:
-                up = down = 1
+                up = 1
     for i in range(count):
         x = vector_at(p, i, p_patch, at)
         if op == ENTROPY:
@@ -520,13 +534,9 @@ cdef loop any_lanes(int op, const real* p, const real* q, Py_ssize_t count, cons
         for j in range(LANES):
             w[j] += <double>x[j]
             two_sum_add(&d[j], &e[j], <double>x[j] - <double>y[j])
+    times[0] = up
     for j in range(LANES):
-        t[j] = closed(t[j], t_lo[j])
-    if op == ENTROPY or op == CROSS_ENTROPY:
-        for j in range(LANES):
-            t[j] *= down
-    for j in range(LANES):
-        sums[j] = t[j]
+        sums[j] = closed(t[j], t_lo[j])
         differences[j] = d[j]
         differences_lo[j] = e[j]
         masses[j] = w[j]
@@ -567,6 +577,7 @@ cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, c
     cdef double w[LANES]
     cdef int odd_lanes[LANES]
     cdef Py_ssize_t count = start_patches(p, n, absent_p(op, p[0]), p_patch, at)
+    cdef double times = 1
     cdef int j, odd = 0
     if op != ENTROPY:
         start_patches(q, n, absent_q(op, p[0]), q_patch, at)
@@ -578,8 +589,8 @@ cdef void divergence_block(int op, const real* p, const real* q, Py_ssize_t n, c
         count = start_patches(p, n, <real>0, p_patch, at)
         if op != ENTROPY:
             start_patches(q, n, <real>0, q_patch, at)
-        any_lanes(op, p, q, count, p_patch, q_patch, at, t, d, e, w)
-    two_sum_add(&st.s, &st.s_lo, fold_sum(t))
+        any_lanes(op, p, q, count, p_patch, q_patch, at, t, d, e, w, &times)
+    two_sum_add(&st.s, &st.s_lo, fold_sum(t) / times)
     if op == KL or op == KL_NORMALIZED:
         if real is float:
             two_sum_add(&st.u, &st.u_lo, fold_sum(d))     # exact enough: the data has half the digits
@@ -602,6 +613,7 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     cdef double d[LANES]
     cdef double e[LANES]
     cdef double w[LANES]
+    cdef double times = 1
     cdef int odd[LANES]
     cdef int j, any_odd = 0
     at[0] = at[1] = at[2] = -1
@@ -611,10 +623,10 @@ cdef void divergence_across(int op, const real* p, const real* q, Py_ssize_t cla
     for j in range(rows):
         any_odd |= odd[j]
     if any_odd:
-        any_lanes(op, p, q, classes, p, q, at, t, d, e, w)
+        any_lanes(op, p, q, classes, p, q, at, t, d, e, w, &times)
         for j in range(LANES):
             if odd[j]:
-                a.s[first + j] = t[j]
+                a.s[first + j] = t[j] / times
                 a.u[first + j] = d[j]
                 a.u_lo[first + j] = e[j]
                 a.v[first + j] = w[j]
