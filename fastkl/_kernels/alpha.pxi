@@ -522,7 +522,6 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
     cdef AlphaLanes st
     cdef AlphaLanes again
     cdef Sums sums
-    cdef Py_ssize_t at[3]
     cdef double mass[2][LANES]
     cdef double mass_lo[2][LANES]
     cdef double mass_k[2][LANES]
@@ -545,8 +544,7 @@ cdef void alpha_across(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratc
             alpha_mass_lanes(x, classes, o.lanes, mass[which], mass_lo[which], mass_k[which])
         elif o.divided[which]:
             if o.temperature[which] != 1:
-                at[0] = at[1] = at[2] = -1
-                max_lanes[double](x, classes, x, at, f.near[which])
+                max_across[double](x, classes, f.near[which])
                 for j in range(LANES):
                     f.near[which][j] = finite(f.near[which][j])
             for i in range(size):
@@ -633,7 +631,6 @@ cdef void alpha_along(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratch
     cdef State states[ALPHA_GROUP]
     cdef Sums sums
     cdef double tops[LANES]
-    cdef Py_ssize_t at[3]
     cdef double mass[2][ALPHA_GROUP][LANES]
     cdef double mass_lo[2][ALPHA_GROUP][LANES]
     cdef double mass_k[2][ALPHA_GROUP][LANES]
@@ -657,8 +654,7 @@ cdef void alpha_along(Alpha* o, Py_ssize_t row, Py_ssize_t rows, double* scratch
                 x = scratch + i * ALPHA_SPAN
                 if o.logs[which]:
                     if first == 0 and o.temperature[which] != 1:
-                        at[0] = at[1] = at[2] = -1
-                        max_lanes[double](x, whole, x, at, tops)
+                        max_across[double](x, whole, tops)
                         f[i].near[which][0] = finite(fold_max(tops))
                     for t in range(n):
                         x[t] = (x[t] - f[i].near[which][0]) / o.temperature[which]

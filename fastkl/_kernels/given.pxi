@@ -967,8 +967,8 @@ cdef bint pass_across(const Plan* plan, const real* a, const real* b, Py_ssize_t
     cdef int j
     cdef bint known = kind[0] == NEAR, all_settled = True
     at[0] = at[1] = at[2] = -1
-    max_lanes(a, plan.classes, a, at, ma)
-    max_lanes(b, plan.classes, b, at, mb)
+    max_across(a, plan.classes, ma)
+    max_across(b, plan.classes, mb)
     for j in range(LANES):
         ma[j] = known_top(ma[j])
         mb[j] = known_top(mb[j])

@@ -146,6 +146,7 @@ cdef enum:
     STREAMED = 65536 # bytes of short rows' results stored before a fence, which costs as much as storing some of them
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
+    OPENED = 8       # rows whose maxima are found in turns
     SIDE = 32        # rows at most that are scanned side by side: two lines of the smallest numbers
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
     MAXDIM = 64      # NumPy's own limit
@@ -282,6 +283,18 @@ cdef inline const real* vector_at(const real* x, Py_ssize_t i, const real* patch
     return x + i * LANES
 
 
+cdef inline void place_vectors(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
+                               const real** places) noexcept nogil:
+    """vector_at of all vectors of a block."""
+    cdef Py_ssize_t i
+    cdef int k
+    for i in range(count):
+        places[i] = x + i * LANES
+    for k in range(3):
+        if at[k] >= 0:
+            places[at[k]] = patch + k * LANES
+
+
 cdef inline Py_ssize_t next_patch(Py_ssize_t i, Py_ssize_t count, const Py_ssize_t* at) noexcept nogil:
     """The first vector from i on that is patched, or count."""
     cdef int k
@@ -304,6 +317,7 @@ cdef inline real* open_patch(const real* x, Py_ssize_t n, Py_ssize_t i, real abs
         at[k] = i
         for j in range(LANES):
             w[j] = absent
+        # No select over all lanes: of that gcc makes a masked load, which waits for what lies past the row, too.
         for j in range(rest if rest < LANES else LANES):
             w[j] = v[j]
     return w

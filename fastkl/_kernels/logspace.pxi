@@ -29,19 +29,45 @@ cdef inlined raise_tops_by(const real* v, Py_ssize_t vectors, real* top) noexcep
 
 
 cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at, real* out) noexcept nogil:
-    """Maximum of each lane."""
+    """Maximum of each lane of a block."""
+    cdef const real* places[VECTORS]
     cdef real top[LANES]
-    cdef Py_ssize_t i = 0, stop
+    cdef Py_ssize_t i = 0, whole = count
+    cdef int j
+    cdef const real* v0
+    cdef const real* v1
+    cdef const real* v2
+    cdef const real* v3
+    for j in range(LANES):
+        top[j] = -INFINITY
+    if at[1] < 0:     # at most one is patched, and that is the last unless a row without a tail has a label
+        whole = next_patch(0, count, at)
+        raise_tops_by(x, whole, top)
+        if whole < count:
+            raise_tops(patch, top)
+            raise_tops_by(x + (whole + 1) * LANES, count - whole - 1, top)
+    else:
+        # Which is patched no processor foresees: where each lies is read from a table, without a branch.
+        place_vectors(x, count, patch, at, places)
+        while i + RUN <= count:
+            v0, v1, v2, v3 = places[i], places[i + 1], places[i + 2], places[i + 3]
+            for j in range(LANES):
+                top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
+            i += RUN
+        while i < count:
+            raise_tops(places[i], top)
+            i += 1
+    for j in range(LANES):
+        out[j] = top[j]
+
+
+cdef loop max_across(const real* tile, Py_ssize_t classes, real* out) noexcept nogil:
+    """Maximum of each row of a tile."""
+    cdef real top[LANES]
     cdef int j
     for j in range(LANES):
         top[j] = -INFINITY
-    while i < count:
-        stop = next_patch(i, count, at)
-        raise_tops_by(x + i * LANES, stop - i, top)
-        i = stop
-        if i < count:
-            raise_tops(vector_at(x, i, patch, at), top)
-            i += 1
+    raise_tops_by(tile, classes, top)
     for j in range(LANES):
         out[j] = top[j]
 
@@ -86,6 +112,8 @@ cdef inlined exp_vectors(const real* x, Py_ssize_t first, Py_ssize_t vectors, co
             raise_tops_by(x + i * LANES, whole - i, top)
         i = whole
         if i < stop:
+            fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
+            fk_prefetch_write(target, i * LANES * sizeof(real), LANES * sizeof(real))
             exp_vector(vector_at(x, i, patch, at), m, e + (i - first) * LANES)
             if top != NULL:
                 raise_tops(vector_at(x, i, patch, at), top)
@@ -108,44 +136,40 @@ cdef inlined add_exps(const real* e, Py_ssize_t vectors, double* t) noexcept nog
         k += 1
 
 
-cdef inline const real* vector_but(const real* x, Py_ssize_t i, const real* patch, const Py_ssize_t* at, Py_ssize_t other_at,
-                                   const real* other) noexcept nogil:
-    """vector_at, with one more patched."""
-    return other if i == other_at else vector_at(x, i, patch, at)
-
-
 cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
                           bint weighs, double* sums, double* moments, real* tops, const char* next,
                           char* target) noexcept nogil:
     """exp_sum_lanes or, where it weighs, exp_moment_lanes, for 32 registers, which RUN vectors' exponentials and their sums
-    fit: nothing is stored between, and where a vector lies is chosen without a branch. The maxima are those of the other
-    elements."""
+    fit: nothing is stored between. For the table see max_lanes. The maxima are those of the other elements."""
+    cdef const real* places[VECTORS]
     cdef real without[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
     cdef double w[LANES]
     cdef real e0, e1, e2, e3
-    cdef Py_ssize_t i = 0, hole_at = hole // LANES if hole >= 0 else -1
-    cdef int j
+    cdef Py_ssize_t i = 0
+    cdef int j, lane = hole % LANES
+    cdef real absent = -INFINITY
     cdef const real* v0
     cdef const real* v1
     cdef const real* v2
     cdef const real* v3
     for j in range(LANES):
-        top[j] = -INFINITY
+        top[j] = absent
         t[j] = w[j] = 0
+    place_vectors(x, count, patch, at, places)
     if hole >= 0:
-        v0 = vector_at(x, hole_at, patch, at)
-        for j in range(LANES):
-            without[j] = v0[j]
-        without[hole % LANES] = -INFINITY
+        v0 = places[hole // LANES]
+        for j in range(LANES):     # whole vectors, which are soon read as such
+            without[j] = absent if j == lane else v0[j]
+        places[hole // LANES] = without
     while i + RUN <= count:
         fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
         fk_prefetch_write(target, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        v0 = vector_but(x, i, patch, at, hole_at, without)
-        v1 = vector_but(x, i + 1, patch, at, hole_at, without)
-        v2 = vector_but(x, i + 2, patch, at, hole_at, without)
-        v3 = vector_but(x, i + 3, patch, at, hole_at, without)
+        v0 = places[i]
+        v1 = places[i + 1]
+        v2 = places[i + 2]
+        v3 = places[i + 3]
         for j in range(LANES):
             top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
             e0 = exp_up(v0[j] - m)
@@ -157,7 +181,9 @@ cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, cons
                 w[j] += (fall(m, v0[j]) * e0 + fall(m, v1[j]) * e1) + (fall(m, v2[j]) * e2 + fall(m, v3[j]) * e3)
         i += RUN
     while i < count:
-        v0 = vector_but(x, i, patch, at, hole_at, without)
+        fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
+        fk_prefetch_write(target, i * LANES * sizeof(real), LANES * sizeof(real))
+        v0 = places[i]
         for j in range(LANES):
             top[j] = larger(v0[j], top[j])
             e0 = exp_up(v0[j] - m)
@@ -395,20 +421,33 @@ cdef loop weighted_lanes(const real* x, const real* b, Py_ssize_t count, const r
         sums[j] = t[j]
 
 
-cdef inline Py_ssize_t find_top(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
-                                const real* tops, real top) noexcept nogil:
-    """Index of an element equal to the maximum: the first in the first lane that holds it."""
-    cdef Py_ssize_t i
+cdef inline int lane_of(const real* tops, real top) noexcept nogil:
+    """The first lane that holds the maximum."""
     cdef int numbers[LANES]
     cdef int j, lane = LANES
     for j in range(LANES):
         numbers[j] = j if tops[j] == top else LANES
     for j in range(LANES):
         lane = numbers[j] if numbers[j] < lane else lane
-    for i in range(count):
-        if vector_at(x, i, patch, at)[lane] == top:
-            return i * LANES + lane
-    return -1  # not reached: tops came from these vectors
+    return lane
+
+
+cdef inline Py_ssize_t first_in_lane(const real* x, Py_ssize_t i, Py_ssize_t count, real top) noexcept nogil:
+    """The first vector from i on, before count, whose lane is not below top: sought from the end, without a branch, for
+    which it is no processor foresees."""
+    cdef Py_ssize_t k, found = count
+    for k from count > k >= i by 1:
+        found = k if x[k * LANES] >= top else found
+    return found
+
+
+cdef inline Py_ssize_t find_top(const real* x, Py_ssize_t n, Py_ssize_t hole, int lane, real top) noexcept nogil:
+    """Index of an element equal to the maximum of a block without its element `hole`: the first in the lane."""
+    cdef Py_ssize_t count = n // LANES + (lane < n % LANES)
+    cdef Py_ssize_t found = first_in_lane(x + lane, 0, count, top)
+    if found * LANES + lane == hole:
+        found = first_in_lane(x + lane, found + 1, count, top)
+    return found * LANES + lane
 
 
 cdef inline void rescale(State* st, double m) noexcept nogil:
@@ -437,26 +476,40 @@ cdef inline Py_ssize_t lay_block(const real* x, Py_ssize_t n, Py_ssize_t hole, r
     return count
 
 
-cdef inline void set_reference(const real* x, Py_ssize_t count, const real* patch, const Py_ssize_t* at,
-                               const real* tops, real top, State* st) noexcept nogil:
-    """Take a block's maximum as the reference, and note where it stands."""
+cdef inline void set_reference(const real* x, Py_ssize_t n, Py_ssize_t hole, int lane, real top,
+                               State* st) noexcept nogil:
+    """Take a block's maximum, which stands in that lane, as the reference, and note where."""
     if top == -INFINITY:
         st.m = lowest(top)     # finite, so that x - m is -inf and not NaN; any other element exceeds it
         st.top_at = -1
     else:
         st.m = top
-        st.top_at = find_top(x, count, patch, at, tops, top)
+        st.top_at = find_top(x, n, hole, lane, top)
 
 
-cdef void open_row(const real* x, Py_ssize_t n, Py_ssize_t hole, State* st) noexcept nogil:
-    """Find the first block's maximum. Short rows do this for a tile at once: the steps from a row's elements to its
-    maximum and on to its sum wait for one another, those of different rows do not."""
+cdef void open_first_blocks(const real** x, Py_ssize_t rows, Py_ssize_t n, const Py_ssize_t* holes, State** states) noexcept nogil:
+    """Find the first blocks' maxima. In steps, each for some rows at once: those from a row's elements to its maximum, where
+    that stands, and its sum wait for one another, those of different rows do not."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
-    cdef real tops[LANES]
-    cdef Py_ssize_t count = lay_block(x, n, hole, patch, at)
-    max_lanes(x, count, patch, at, tops)
-    set_reference(x, count, patch, at, tops, fold_max(tops), st)
+    cdef real tops[OPENED * LANES]
+    cdef real top[OPENED]
+    cdef int lanes[OPENED]
+    cdef Py_ssize_t first, size, i, count
+    for first from 0 <= first < rows by OPENED:
+        size = OPENED if first + OPENED < rows else rows - first
+        for i in range(size):
+            count = lay_block(x[first + i], n, holes[first + i], patch, at)
+            max_lanes(x[first + i], count, patch, at, tops + i * LANES)
+        for i in range(size):
+            top[i] = fold_max(tops + i * LANES)
+            lanes[i] = lane_of(tops + i * LANES, top[i])
+        for i in range(size):
+            set_reference(x[first + i], n, holes[first + i], lanes[i], top[i], states[first + i])
+
+
+cdef inline void open_row(const real* x, Py_ssize_t n, Py_ssize_t hole, State* st) noexcept nogil:
+    open_first_blocks(&x, 1, n, &hole, &st)
 
 
 cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* next, char* target,
@@ -494,7 +547,7 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
             break
         top = fold_max(tops)
         rescale(st, top)
-        set_reference(x, count, patch, at, tops, top, st)
+        set_reference(x, n, hole, lane_of(tops, top), top, st)
     two_sum_add(&st.s, &st.s_lo, fold_sum(sums) * FK_DOWN)
     if moments:
         two_sum_add(&st.u, &st.u_lo, fold_sum(moment) * FK_DOWN)
@@ -525,7 +578,7 @@ cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scrat
         else:
             rescale(st, top)
         if top < INFINITY:
-            top_at = find_top(scratch, count, patch, at, tops, top)
+            top_at = find_top(scratch, n, <Py_ssize_t>-1, lane_of(tops, top), top)
             st.c = b[top_at]
             open_patch(scratch, n, top_at // LANES, <real>-INFINITY, patch, at)[top_at % LANES] = -INFINITY
             open_patch(b, n, top_at // LANES, <real>0, b_patch, b_at)[top_at % LANES] = 0
@@ -550,10 +603,8 @@ cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, c
     """LANES short rows, one lane a row, rows first .. first + LANES of the sums: tile[c*LANES + j] is class c of the j-th;
     c counts the elements at the maximum."""
     cdef real top[LANES]
-    cdef Py_ssize_t at[3]
     cdef int j
-    at[0] = at[1] = at[2] = -1
-    max_lanes(tile, classes, tile, at, top)
+    max_across(tile, classes, top)
     for j in range(LANES):
         top[j] = lowest(top[j]) if top[j] == -INFINITY else top[j]
         a.m[first + j] = top[j]
@@ -910,12 +961,10 @@ cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char*
     cdef real m[LANES]
     cdef real k[LANES]
     cdef double sums[LANES]
-    cdef Py_ssize_t at[3]
     cdef Py_ssize_t c
     cdef int j
     cdef real* v
-    at[0] = at[1] = at[2] = -1
-    max_lanes(tile, classes, tile, at, m)
+    max_across(tile, classes, m)
     for j in range(LANES):
         m[j] = lowest(m[j]) if m[j] == -INFINITY else m[j]
     exp_across_lanes(tile, classes, m, sums, next, target)

@@ -124,7 +124,7 @@ cdef void order_block(const real* x, Py_ssize_t n, Py_ssize_t first, Py_ssize_t 
         o.above[row] += fold_sum(above)
     o.nan[row] |= odd
     if opened != NULL:
-        set_reference(x, count, patch, at, tops, top[0], opened)
+        set_reference(x, n, <Py_ssize_t>-1, lane_of(tops, top[0]), top[0], opened)
     if top[0] > o.top[row]:
         o.second[row] = second[0] if second[0] > o.top[row] else o.top[row]
         o.top[row] = top[0]
