@@ -147,13 +147,10 @@ def softmax_cross_entropy(
         losses = np.empty(shape, dtype)
     else:
         losses = _args.output_for(out, shape, dtype, (x, mask, classes_of), in_place=False)
-        bad, bits = _kernels.active.check_labels(classes_of, classes, ignored)
-        if bad >= 0:
-            _args.raise_bad_label(bad, bits, classes_of, classes)
     bad, bits, _ = run(
         _kernels.SOFTMAX_CROSS_ENTROPY, dtype is FLOAT64, operands, mask_last, classes_of,
         _args.without(losses, axes) if keepdims else losses, None, len(axes), 1.0, ignored, False, 0, -1, False,
-        threads, asked, nbytes,
+        threads, asked, nbytes, checked=out is not None,
     )  # fmt: skip
     if bad >= 0:
         _args.raise_bad_label(bad, bits, classes_of, classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import json
 import mmap
 import os
 import platform
@@ -16,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import oracle
@@ -106,6 +108,106 @@ def test_threadpoolctl_limits_are_asked_at_every_call() -> None:
     with threadpoolctl.threadpool_limits(limits=1):
         assert fk.build_info()["threads"] == 1
     assert fk.build_info()["threads"] == before
+
+
+# Where the workers are ------------------------------------------------------------------------------------------------
+
+# In a process of its own: the masks of its threads are set, and what the policy knows begins with nothing.
+PLACES = """
+import json, os, sys, time
+import numpy as np, fastkl as fk
+
+def switches(worker):
+    with open(f"/proc/self/task/{worker}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("voluntary"))
+
+def masks():
+    return [sorted(os.sched_getaffinity(int(worker))) for worker in workers]
+
+def wakes(x):
+    # after a pause, in which the workers fall asleep
+    time.sleep(0.1)
+    before = [switches(worker) for worker in workers]
+    fk.logsumexp(x)
+    time.sleep(0.1)
+    return [switches(worker) for worker in workers] != before
+
+everywhere = os.sched_getaffinity(0)
+first, last = min(everywhere), max(everywhere)
+x = np.random.default_rng(1).standard_normal((2048, 8192), dtype=np.float32)
+others = set(os.listdir("/proc/self/task"))
+fk.logsumexp(x, n_threads=int(sys.argv[1]))
+workers = sorted(set(os.listdir("/proc/self/task")) - others)
+seen = {"all": sorted(everywhere), "workers": len(workers), "started": masks()}
+for cpu in (first, last):
+    os.sched_setaffinity(0, {cpu})
+    fk.logsumexp(x, n_threads=int(sys.argv[1]))
+    seen[f"off {cpu == last}"] = masks()
+    seen[f"own {cpu == last}"] = sorted(os.sched_getaffinity(0))
+if len(workers) > 1:
+    print(json.dumps(seen))
+    raise SystemExit
+fk.set_num_threads(2)
+fk.logsumexp(x, n_threads=1)
+seen["long"] = wakes(x)
+seen["short"] = wakes(x[:31])
+os.sched_setaffinity(0, {first})
+seen["moved"] = wakes(x)
+for worker in workers:
+    os.sched_setaffinity(int(worker), {first, last})
+fk.logsumexp(x, n_threads=2)
+seen["given"] = masks()
+print(json.dumps(seen))
+"""
+
+several_cpus = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs that can be chosen"
+)
+
+
+def places(threads: int) -> dict[str, Any]:
+    if not fk.build_info()["openmp"]:
+        pytest.skip("built without OpenMP")
+    told = ("OMP_", "GOMP_", "FASTKL_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(told)}
+    command = [sys.executable, "-c", PLACES, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@several_cpus
+def test_workers_keep_off_the_cpu_of_their_caller() -> None:
+    """Else one is woken there and waits for the caller, which waits for it; the caller itself may go where it likes."""
+    seen = places(2)
+    first, last = seen["all"][0], seen["all"][-1]
+    assert seen["workers"] == 1
+    assert len(seen["started"][0]) == len(seen["all"]) - 1
+    assert seen["off False"] == [[cpu for cpu in seen["all"] if cpu != first]]
+    assert seen["off True"] == [[cpu for cpu in seen["all"] if cpu != last]]
+    assert seen["own False"] == [first]
+    assert seen["own True"] == [last]
+
+
+@several_cpus
+def test_workers_keep_the_cpus_that_someone_else_gave_them() -> None:
+    seen = places(2)
+    assert seen["given"] == [[seen["all"][-1]]]
+
+
+@several_cpus
+def test_workers_that_are_more_than_the_other_cpus_use_all() -> None:
+    seen = places(len(os.sched_getaffinity(0)) + 1)
+    assert [*seen["started"], *seen["off False"], *seen["off True"]] == 3 * seen["workers"] * [seen["all"]]
+
+
+@several_cpus
+def test_which_calls_wake_the_workers() -> None:
+    """A call made now and then does where it is long, unless its caller has moved: a worker may sleep there."""
+    seen = places(2)
+    assert seen["long"]
+    assert not seen["short"]
+    assert not seen["moved"]
 
 
 # Forks ------------------------------------------------------------------------------------------------------------

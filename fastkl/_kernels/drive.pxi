@@ -1,7 +1,7 @@
 # The way a call takes through the rows. Work is cut into tiles of rows, and rows longer than CHUNK into chunks whose sums
 # are merged in order; the cut depends on the shape alone, so neither the batch nor the number of threads changes a bit.
 
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport threadid
 from libc.stdlib cimport free
 
 cdef extern from "stdlib.h" nogil:

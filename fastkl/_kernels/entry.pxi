@@ -71,7 +71,7 @@ cdef void start_plan(Plan* plan, int op, cnp.ndarray like, int n_inner) noexcept
     cdef int d, n_outer = cnp.PyArray_NDIM(like) - n_inner
     plan.op = op
     plan.given = plan.has_mask = plan.has_labels = plan.has_sign = plan.has_ignored = False
-    plan.stream = plan.normalize = plan.exponential = plan.flat_out = False
+    plan.stream = plan.normalize = plan.exponential = plan.flat_out = plan.checked = False
     plan.ignored = 0
     plan.scale = 1
     plan.weight = 0.5
@@ -150,7 +150,11 @@ cdef int carry_out(Plan* plan, int storage, int threads, bint asked, double nbyt
     with nogil:
         kind = cpu.kind_of(plan.op, double_precision, plan.classes)
         threads = cpu.enter(kind, threads, asked, nbytes)
-        if plan.op >= LOGCUMSUMEXP:
+        if plan.checked:
+            find_bad_labels(plan, threads)
+        if plan.bad_row >= 0:
+            pass
+        elif plan.op >= LOGCUMSUMEXP:
             if double_precision:
                 execute_scan[double](plan, threads, NULL)
             else:
@@ -172,14 +176,15 @@ cdef int carry_out(Plan* plan, int storage, int threads, bint asked, double nbyt
 def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, int n_inner, double scale, ignored,
         bint stream, Py_ssize_t first_row, Py_ssize_t last_row, bint flat_out, int threads, bint asked, double nbytes,
         double weight=0.5, bint normalize=False, tuple given=None, bint exponential=False, order=None, gaps=None,
-        Py_ssize_t split=0):
+        Py_ssize_t split=0, bint checked=False):
     """Run one operation over rows first_row .. last_row (to the end if -1).
 
     The operands and the mask have one shape, with the n_inner reduced axes last; labels, a result per row and the sign
     have the others; a result per element has all. The gate has checked every type. The call may have so many threads, by
     its caller's word (asked) or where that pays for the bytes it reads. given: for each operand, where not all are as the
     operation takes them, whether it holds logs, is divided by its sum, and the temperature. order (int64) and gaps (float64)
-    are transport's; with a split the second operand has another number of classes. Returns the first row whose label is
+    are transport's; with a split the second operand has another number of classes. Where all labels are to be checked before
+    anything is written, nothing is if one is out of range. Returns the first row whose label is
     out of range (or -1), that label as 64 bits, and the number of rows whose label is not ignored.
     """
     cdef Plan plan
@@ -200,6 +205,7 @@ def run(int op, bint double_precision, tuple operands, mask, labels, out, sign, 
     plan.split = split
     plan.stream = stream
     plan.flat_out = flat_out
+    plan.checked = checked
     set_operands(&plan, operands, given, n_outer, n_inner)
     if plan.has_mask:
         set_operand(&plan.mask, mask, n_outer, n_inner)
@@ -314,5 +320,5 @@ def check_labels(cnp.ndarray labels, Py_ssize_t classes, ignored):
     plan.ignored = 0 if ignored is None else ignored
     plan.n_outer = merge_axes(n_outer, plan.outer_shape, &strides, 1)
     with nogil:
-        find_bad_label(&plan)
+        find_bad_label(&plan, 0, plan.rows)
     return plan.bad_row, plan.bad_label

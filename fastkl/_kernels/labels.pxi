@@ -28,22 +28,31 @@ cdef void load_labels(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, uint64_
             labels[j] = fk_label(row_pointer(plan, &plan.labels, row + j), plan.labels.storage, plan.labels.swap)
 
 
-cdef void find_bad_label(Plan* plan) noexcept nogil:
-    """Record the first row whose label is out of range, if there is one. All of a tile are compared before it is asked which,
-    for it is seldom any."""
+cdef void find_bad_label(Plan* plan, Py_ssize_t row, Py_ssize_t stop) noexcept nogil:
+    """Record the first of some rows whose label is out of range, if there is one. All of a tile are compared before it is
+    asked which, for it is seldom any."""
     cdef uint64_t labels[TILE]
-    cdef uint64_t classes = <uint64_t>plan.classes, none_ignored = not plan.has_ignored, bad
-    cdef Py_ssize_t row = 0, n, j
-    while row < plan.rows and plan.bad_row < 0:
-        n = TILE if row + TILE < plan.rows else plan.rows - row
+    cdef uint64_t classes = <uint64_t>plan.classes, none_ignored = not plan.has_ignored, bad = 0
+    cdef Py_ssize_t n, j
+    while row < stop and not bad:
+        n = TILE if row + TILE < stop else stop - row
         load_labels(plan, row, n, labels)
-        bad = 0
         for j in range(n):
             bad |= (labels[j] >= classes) & ((labels[j] != plan.ignored) | none_ignored)
         if bad:
             for j in range(n):
                 class_of(plan, row + j, labels[j])
         row += n
+
+
+cdef void find_bad_labels(Plan* plan, int threads) noexcept nogil:
+    """find_bad_label of all rows, so many for each thread at a time that it notices no wait for the others."""
+    cdef Py_ssize_t parts = (plan.rows + LABELS - 1) // LABELS, t
+    if threads == 1 or parts == 1:
+        find_bad_label(plan, 0, plan.rows)
+        return
+    for t in prange(parts, num_threads=threads, schedule="static"):
+        find_bad_label(plan, t * LABELS, (t + 1) * LABELS if t + 1 < parts else plan.rows)
 
 
 cdef void take_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, Sums* a,

@@ -7,6 +7,7 @@
 # stay in registers, in double too; 64 spill.
 
 cimport cython
+from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
@@ -149,6 +150,7 @@ cdef enum:
     OPENED = 8       # rows whose maxima are found in turns
     SIDE = 32        # rows at most that are scanned side by side: two lines of the smallest numbers
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
+    LABELS = 16384   # checked at a time
     MAXDIM = 64      # NumPy's own limit
 
 

@@ -65,6 +65,7 @@ cdef struct Plan:
     bint has_sign
     bint stream                     # the output leaves the last-level cache: store it non-temporally
     bint has_ignored
+    bint checked                    # all labels, before anything is written
     uint64_t ignored
     double scale                    # 1 / ln(base)
     double weight                   # of p in the mixture of JS

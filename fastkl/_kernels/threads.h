@@ -4,25 +4,31 @@
 #ifndef FASTKL_THREADS_H
 #define FASTKL_THREADS_H
 
-#include <stddef.h>
-#include <stdint.h>
-#include <time.h>
 #if defined(_OPENMP)
 #include <omp.h>
 #include <pthread.h>
 #endif
+#include <sched.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <strings.h>
+#include <time.h>
 
-/* A call that reads less is done before a second thread has got hold of its share. As large are the calls that count as a
-   stream. */
+/* A call that reads less is done before a second thread has got hold of its share. */
 #define FK_LARGE (1 << 20)
 /* libgomp's workers spin for some milliseconds after a region, then sleep. A large call that begins within FK_GAP of the
    last one's end finds them awake, if that one was parallel. */
 #define FK_GAP 2000000
-/* A woken worker may come to lie on the caller's own core, and run only when the caller has spun out its time slice at the
-   barrier: one or two slices of 4 ms are lost. A single call of FK_LONG gains more than it loses; so do calls that follow
-   on one another, once they have taken FK_STREAM: they lose it but once. */
-#define FK_LONG 12000000
-#define FK_STREAM 5000000
+/* A call that takes FK_WAKING gains more than it costs to wake a team that keeps off its caller's CPU; so do calls that follow
+   on one another within FK_GAP, once they have taken FK_STREAM: they wake it but once. */
+#define FK_WAKING 300000
+#define FK_STREAM 1000000
+/* A team that is new has to be made; one whose caller has moved to another CPU may wake on that one, and run only when the
+   caller has spun out its time slice at the barrier: one or two slices of 4 ms are lost. Either is worth it, as it is done
+   but once, when large calls have taken so long on one thread. */
+#define FK_NEW 5000000
+#define FK_MOVED 40000000
 /* Where the other cores are busy every region loses. After such a loss calls stay serial, until they have taken FK_PATIENCE
    times what was lost beyond it. */
 #define FK_LOSS 20000000
@@ -37,10 +43,12 @@ static int fk_threads_in_use;
 static int fk_in_forked_child;
 static double fk_ns_per_byte[FK_KINDS]; /* on one thread, as last measured; 0 for not yet */
 
-/* Of the calling thread, for libgomp keeps a team for each: when its last large call ended and when this one began, by
-   the clock and by processor time (a call that had to wait is not a long one); how much of that its stream of large calls
-   has taken on one thread, FK_STREAM once they are parallel; and what parallel calls took more than serial ones had. */
-static __thread int64_t fk_ended, fk_began, fk_began_cpu, fk_streamed, fk_lost;
+/* Of the calling thread, for libgomp keeps a team for each: the CPU that its team keeps off, -1 without a team; whether its
+   last large call was parallel, when that ended and when this one began, by the clock and by processor time (a call that
+   had to wait is not a long one); how much of that its large calls have taken on one thread since the last parallel one, and
+   since the last pause; and what parallel calls took more than serial ones had. */
+static __thread int fk_home = -1, fk_parallel;
+static __thread int64_t fk_ended, fk_began, fk_began_cpu, fk_alone, fk_streamed, fk_lost;
 
 static int64_t fk_clock(clockid_t clock) {
     struct timespec t;
@@ -71,17 +79,66 @@ static int fk_processors(void) { return 1; }
 static void fk_watch_forks(void) {}
 #endif
 
+/* A worker that sleeps is often woken on the very CPU on which the caller runs: the caller does its own share, spins at the
+ * barrier, and gets the worker to do the other share when its time slice is used up, milliseconds later. So the workers of a
+ * team keep off the CPU on which their caller was when their last region ended, where it mostly is still when the next
+ * begins. Each worker sets its own mask: to all CPUs that it was given, by whom ever, but that one. */
+#if defined(_OPENMP) && defined(__linux__)
+static int fk_cpu(void) { return sched_getcpu(); }
+
+static void fk_keep_off(int cpu, int workers) {
+    static __thread int kept_off = -1; /* and what the mask was before, and was made by that */
+    static __thread cpu_set_t given, made;
+    cpu_set_t mask;
+    if (cpu == kept_off || sched_getaffinity(0, sizeof mask, &mask)) return;
+    if (kept_off < 0 || !CPU_EQUAL(&mask, &made)) given = mask;
+    mask = given;
+    CPU_CLR(cpu, &mask);
+    if (CPU_COUNT(&mask) < workers) mask = given; /* more threads than CPUs: the caller's must do, too */
+    if (sched_setaffinity(0, sizeof mask, &mask)) return;
+    made = mask;
+    kept_off = cpu;
+}
+
+/* Where workers do not spin, by the user's word, neither does the caller: they wake it, often to where they are. */
+static int fk_spins(void) {
+    const char *policy = getenv("OMP_WAIT_POLICY");
+    return getenv("GOMP_SPINCOUNT") == NULL && (policy == NULL || strcasecmp(policy, "passive") != 0);
+}
+
+/* After a region, where the caller or its team is another than before: a second one, short while the workers are awake, in
+   which they learn the caller's CPU. */
+static void fk_place_team(int threads) {
+    static __thread int team;
+    int cpu = fk_cpu();
+    if ((cpu == fk_home && threads == team) || cpu < 0 || !fk_spins()) return;
+    fk_home = cpu;
+    team = threads;
+    if (omp_get_proc_bind() != omp_proc_bind_false) return; /* OMP_PROC_BIND has placed them */
+#pragma omp parallel num_threads(threads)
+    if (omp_get_thread_num() > 0) fk_keep_off(cpu, threads - 1);
+}
+#else
+static int fk_cpu(void) { return -1; }
+static void fk_place_team(int threads) { (void)threads; }
+#endif
+
 /* Whether a call might be granted more than one thread: asking the system how many there are takes 25 us where its code has
-   left the cache. No byte takes a nanosecond. */
+   left the cache. */
 static int fk_may_pay(double bytes) {
-    return bytes >= FK_LONG || (bytes >= FK_LARGE && fk_clock(CLOCK_MONOTONIC) - fk_ended <= FK_GAP);
+    return bytes >= 2 * FK_LARGE || (bytes >= FK_LARGE && fk_clock(CLOCK_MONOTONIC) - fk_ended <= FK_GAP);
 }
 
 static int fk_pays(int kind, double bytes) {
     double rate;
-    if (fk_began - fk_ended > FK_GAP) fk_streamed = 0;
+    int follows = fk_began - fk_ended <= FK_GAP;
+    if (!follows) fk_streamed = 0;
+    if (fk_lost >= FK_LOSS) return 0;
+    if (follows && fk_parallel) return 1; /* the team is awake */
     __atomic_load(&fk_ns_per_byte[kind], &rate, __ATOMIC_RELAXED);
-    return fk_lost < FK_LOSS && (fk_streamed >= FK_STREAM || bytes * (rate > 0 ? rate : FK_FASTEST) >= FK_LONG);
+    if (fk_streamed < FK_STREAM && bytes * (rate > 0 ? rate : FK_FASTEST) < FK_WAKING) return 0;
+    if (fk_home < 0) return fk_alone >= FK_NEW;
+    return fk_home == fk_cpu() || fk_alone >= FK_MOVED;
 }
 
 /* The threads for a call that may have `most`, by its caller's word (asked) or by the policy, and reads so many bytes.
@@ -113,13 +170,16 @@ static void fk_leave(int kind, int granted, double bytes) {
     if (bytes < FK_LARGE) return;
     fk_ended = fk_clock(CLOCK_MONOTONIC);
     __atomic_load(&fk_ns_per_byte[kind], &last, __ATOMIC_RELAXED);
+    fk_parallel = granted > 1;
     if (granted > 1) {
-        fk_streamed = FK_STREAM;
+        fk_alone = fk_streamed = 0;
+        fk_place_team(granted);
         if (last > 0) fk_lost += (fk_ended - fk_began) - (int64_t)(last * bytes);
         fk_lost = fk_lost < 0 ? 0 : fk_lost < 2 * FK_LOSS ? fk_lost : 2 * FK_LOSS;
         return;
     }
     spent = fk_clock(CLOCK_THREAD_CPUTIME_ID) - fk_began_cpu;
+    fk_alone += spent;
     fk_streamed += spent;
     fk_lost -= fk_lost < spent / FK_PATIENCE ? fk_lost : spent / FK_PATIENCE;
     rate = (double)spent / bytes;
