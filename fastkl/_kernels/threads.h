@@ -26,7 +26,7 @@
 #define FK_STREAM 1000000
 /* A team that is new has to be made; one whose caller has moved to another CPU may wake on that one, and run only when the
    caller has spun out its time slice at the barrier: one or two slices of 4 ms are lost. Either is worth it, as it is done
-   but once, when large calls have taken so long on one thread. */
+   but once, where a call takes so long, with what large calls have taken on one thread before it. */
 #define FK_NEW 5000000
 #define FK_MOVED 40000000
 /* Where the other cores are busy every region loses. After such a loss calls stay serial, until they have taken FK_PATIENCE
@@ -131,14 +131,16 @@ static int fk_may_pay(double bytes) {
 
 static int fk_pays(int kind, double bytes) {
     double rate;
+    int64_t takes;
     int follows = fk_began - fk_ended <= FK_GAP;
     if (!follows) fk_streamed = 0;
     if (fk_lost >= FK_LOSS) return 0;
     if (follows && fk_parallel) return 1; /* the team is awake */
     __atomic_load(&fk_ns_per_byte[kind], &rate, __ATOMIC_RELAXED);
-    if (fk_streamed < FK_STREAM && bytes * (rate > 0 ? rate : FK_FASTEST) < FK_WAKING) return 0;
-    if (fk_home < 0) return fk_alone >= FK_NEW;
-    return fk_home == fk_cpu() || fk_alone >= FK_MOVED;
+    takes = (int64_t)(bytes * (rate > 0 ? rate : FK_FASTEST));
+    if (fk_streamed < FK_STREAM && takes < FK_WAKING) return 0;
+    if (fk_home < 0) return fk_alone + takes >= FK_NEW;
+    return fk_home == fk_cpu() || fk_alone + takes >= FK_MOVED;
 }
 
 /* The threads for a call that may have `most`, by its caller's word (asked) or by the policy, and reads so many bytes.
