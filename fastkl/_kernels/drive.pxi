@@ -125,6 +125,8 @@ cdef inline Py_ssize_t group_rows(const Plan* plan, size_t itemsize) noexcept no
     if FK_TOGETHER and plan.classes > 0:
         rows = FK_TOGETHER // (plan.classes * <Py_ssize_t>itemsize)
         rows = rows if rows < TILE else TILE
+        if rows == 1 and plan.op != SOFTMAX:
+            rows = 2     # up to twice as many bytes: one row's maximum alone would keep its sum waiting
     return rows if rows > 1 and plan.classes <= BLOCK else 1
 
 
