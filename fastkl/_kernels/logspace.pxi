@@ -208,7 +208,7 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const 
     cdef double t[LANES]
     cdef Py_ssize_t i = 0, vectors
     cdef int j
-    if real is float and FK_REGISTERS >= 32:     # doubles lose by it in rows of a few blocks
+    if FK_REGISTERS >= 32 and (real is float or count > VECTORS // 2):     # of fewer, doubles lose by it
         exp_sum_runs(x, count, hole, patch, at, m, False, sums, NULL, tops, next, target)
         return
     for j in range(LANES):
