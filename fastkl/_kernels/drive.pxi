@@ -159,13 +159,14 @@ cdef inline Py_ssize_t mapped_rows(const Plan* plan, size_t itemsize) noexcept n
 
 cdef inline Py_ssize_t bytes_ahead(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t stop,
                                    Py_ssize_t n, size_t itemsize) noexcept nogil:
-    """How far ahead of n classes, which end before `stop` and are read in place, lies what is read after them: FK_AHEAD where
-    all that is read lies in one stretch; the row's next block or the next row's first; or, as a row of one block is read
-    twice (for the maximum and the sum), the next tile's; 0 for nothing."""
-    if FK_AHEAD and plan.op >= ENTROPY and (stop < plan.classes or a.outer[0] == plan.classes * <Py_ssize_t>itemsize):
+    """How far ahead of n classes, which end before `stop` and are read in place, lies what is read after them. Where all lies
+    in one stretch, FK_AHEAD or a block, past the row's end as well; the row's next block or the next row's first; or, as a
+    row of one block is read twice (for the maximum and the sum), the next tile's; 0 for nothing."""
+    cdef bint stretch = stop < plan.classes or a.outer[0] == plan.classes * <Py_ssize_t>itemsize
+    if FK_AHEAD and plan.op >= ENTROPY and stretch:
         return FK_AHEAD
-    if stop < plan.classes:
-        return n * <Py_ssize_t>itemsize
+    if plan.classes > BLOCK and stretch:
+        return BLOCK * <Py_ssize_t>itemsize
     if plan.n_outer == 1 and plan.classes <= BLOCK and row + 2 * rows <= plan.last_row:
         return rows * a.outer[0]
     if plan.n_outer == 1 and plan.classes > BLOCK and row + 1 < plan.last_row:
