@@ -162,7 +162,8 @@ cdef inline Py_ssize_t bytes_ahead(const Plan* plan, const Operand* a, Py_ssize_
     """How far ahead of n classes, which end before `stop` and are read in place, lies what is read after them. Where all lies
     in one stretch, FK_AHEAD or a block, past the row's end as well; the row's next block or the next row's first; or, as a
     row of one block is read twice (for the maximum and the sum), the next tile's; 0 for nothing."""
-    cdef bint stretch = stop < plan.classes or a.outer[0] == plan.classes * <Py_ssize_t>itemsize
+    cdef bint stretch = (stop < plan.classes
+                         or (plan.n_outer == 1 and a.outer[0] == plan.classes * <Py_ssize_t>itemsize))
     if FK_AHEAD and plan.op >= ENTROPY and stretch:
         return FK_AHEAD
     if plan.classes > BLOCK and stretch:
@@ -367,6 +368,8 @@ cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scr
     cdef SoftmaxRow r[SIDE]
     cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, i
     cdef bint direct = is_direct(plan), kept = plan.out.direct
+    cdef bint stretch = (n > BLOCK and plan.n_outer == 1 and plan.operand[0].outer[0] == n * <Py_ssize_t>sizeof(real)
+                         and plan.out.outer[0] == plan.operand[0].outer[0])
     cdef real* e
     cdef const real* x
     cdef const char* next
@@ -390,8 +393,8 @@ cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scr
                 e = scratch + i * SPAN + b * BLOCK
             elif kept:
                 e = <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
-            if direct and kept and b < last:
-                next = <const char*>(x + BLOCK)
+            if direct and kept and (b < last or stretch):
+                next = <const char*>(x + BLOCK)     # past the row's end as well, see bytes_ahead
                 target = <char*>(e + BLOCK)
             elif direct and kept and plan.n_outer == 1 and row + i + rows < plan.last_row:
                 next = <const char*>(x - b * BLOCK) + rows * plan.operand[0].outer[0]
