@@ -807,12 +807,12 @@ def of_order_plain(int measure, tuple operands, axis, where, keepdims, out, n_th
     cdef cnp.ndarray like
     cdef int n_outer
     cdef double number
-    if not is_plain(operands, False, axis, where, keepdims, out, n_threads):
+    if not is_plain(operands, None, False, axis, where, keepdims, out, n_threads):
         return None
     like = operands[0]
     n_outer = cnp.PyArray_NDIM(like) - 1
     start_alpha(&o, measure, operands, given, n_outer, 1, alpha, scale)
-    result = start_result(&o.plan, like, False, &number)
+    result = start_result(&o.plan, like, False, out, &number)
     carry_out_alpha(&o, n_outer, 1, cnp.PyArray_TYPE(like) == cnp.NPY_DOUBLE, 1, n_threads is not None,
                     bytes_of(operands, False))
     return result if result is not None else cnp.PyArray_ToScalar(&number, like)

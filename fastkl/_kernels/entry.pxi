@@ -237,12 +237,41 @@ cdef double bytes_of(tuple operands, bint per_element):
     return (len(operands) + per_element) * cnp.PyArray_NBYTES(<cnp.ndarray>operands[0])
 
 
-cdef bint is_plain(tuple operands, bint per_element, axis, where, keepdims, out, n_threads) except -1:
+cdef bint lie_apart(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two arrays are seen at a glance to share no memory."""
+    cdef char* start = <char*>cnp.PyArray_DATA(a)
+    cdef char* other = <char*>cnp.PyArray_DATA(b)
+    return (cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b)
+            and (start + cnp.PyArray_NBYTES(a) <= other or other + cnp.PyArray_NBYTES(b) <= start))
+
+
+cdef bint fits(out, tuple operands, labels, bint per_element) except -1:
+    """Whether out is a contiguous array for the result of a plain call, apart from all that is read or, where there is a
+    number per element, the first operand itself."""
+    cdef cnp.ndarray first = operands[0], result
+    cdef int n = cnp.PyArray_NDIM(first) - (not per_element), d
+    if not cnp.PyArray_CheckExact(out):
+        return False
+    result = out
+    if cnp.PyArray_TYPE(result) != cnp.PyArray_TYPE(first) or cnp.PyArray_NDIM(result) != n or not cnp.PyArray_ISCARRAY(result):
+        return False
+    for d in range(n):
+        if cnp.PyArray_DIM(result, d) != cnp.PyArray_DIM(first, d):
+            return False
+    if len(operands) > 1 and not lie_apart(result, operands[1]):
+        return False
+    if labels is not None and not lie_apart(result, labels):
+        return False
+    return (per_element and out is operands[0]) or lie_apart(result, first)
+
+
+cdef bint is_plain(tuple operands, labels, bint per_element, axis, where, keepdims, out, n_threads) except -1:
     """Whether a call is small and asks for nothing else than most do: of arrays of one shape in a type that is computed in,
-    for a new array of it, with rows along the last axis, on one thread. Nobody need have looked at these arguments."""
+    for an array of it, with rows along the last axis, on one thread. Nobody need have looked at these arguments, but for the
+    labels."""
     cdef cnp.ndarray first, second
     cdef int number
-    if where is not None or keepdims is not False or out is not None or not cnp.PyArray_CheckExact(operands[0]):
+    if where is not None or keepdims is not False or not cnp.PyArray_CheckExact(operands[0]):
         return False
     if n_threads is not None and (type(n_threads) is not int or n_threads != 1):
         return False
@@ -258,15 +287,21 @@ cdef bint is_plain(tuple operands, bint per_element, axis, where, keepdims, out,
         second = operands[1]
         if cnp.PyArray_TYPE(second) != number or not cnp.PyArray_SAMESHAPE(first, second):
             return False
-    return cpu.on_one_thread(bytes_of(operands, per_element))
+    if not cpu.on_one_thread(bytes_of(operands, per_element)):
+        return False
+    return out is None or fits(out, operands, labels, per_element)
 
 
-cdef object start_result(Plan* plan, cnp.ndarray like, bint per_element, double* number):
-    """Let a plan for operands like this one write to a new array, which is returned, or to a number, if that is all."""
+cdef object start_result(Plan* plan, cnp.ndarray like, bint per_element, out, double* number):
+    """Let a plan for operands like this one write to out or to a new array, which is returned, or to a number, if that is
+    all."""
     cdef int n_outer = cnp.PyArray_NDIM(like) - 1
     cdef cnp.ndarray result
-    if n_outer > 0 or per_element:
-        result = cnp.PyArray_SimpleNew(n_outer + per_element, cnp.PyArray_DIMS(like), cnp.PyArray_TYPE(like))
+    if out is not None or n_outer > 0 or per_element:
+        if out is not None:
+            result = out
+        else:
+            result = cnp.PyArray_SimpleNew(n_outer + per_element, cnp.PyArray_DIMS(like), cnp.PyArray_TYPE(like))
         set_operand(&plan.out, result, n_outer, per_element)
         return result
     plan.out.data, plan.out.storage, plan.out.divisor = <char*>number, storage_of(like), 1
@@ -284,7 +319,7 @@ def run_plain(int op, tuple operands, labels, ignored, axis, where, keepdims, ou
     cdef cnp.ndarray like
     cdef int n_outer
     cdef double number
-    if not is_plain(operands, maps(op), axis, where, keepdims, out, n_threads):
+    if not is_plain(operands, labels, maps(op), axis, where, keepdims, out, n_threads):
         return None
     like = operands[0]
     n_outer = cnp.PyArray_NDIM(like) - 1
@@ -300,7 +335,8 @@ def run_plain(int op, tuple operands, labels, ignored, axis, where, keepdims, ou
     set_operands(&plan, operands, given, n_outer, 1)
     if plan.has_labels:
         set_operand(&plan.labels, labels, n_outer, 0)
-    result = start_result(&plan, like, maps(op), &number)
+    plan.checked = plan.has_labels and out is not None
+    result = start_result(&plan, like, maps(op), out, &number)
     arrange(&plan, n_outer, 1, storage_of(like))
     carry_out(&plan, storage_of(like), 1, n_threads is not None, bytes_of(operands, maps(op)))
     if plan.bad_row >= 0:
