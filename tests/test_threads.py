@@ -137,7 +137,7 @@ first, last = min(everywhere), max(everywhere)
 x = np.random.default_rng(1).standard_normal((2048, 8192), dtype=np.float32)
 others = set(os.listdir("/proc/self/task"))
 fk.logsumexp(x, n_threads=int(sys.argv[1]))
-workers = sorted(set(os.listdir("/proc/self/task")) - others)
+workers = sorted(set(os.listdir("/proc/self/task")) - others, key=int)
 seen = {"all": sorted(everywhere), "workers": len(workers), "started": masks()}
 for cpu in (first, last):
     os.sched_setaffinity(0, {cpu})
@@ -145,6 +145,8 @@ for cpu in (first, last):
     seen[f"off {cpu == last}"] = masks()
     seen[f"own {cpu == last}"] = sorted(os.sched_getaffinity(0))
 if len(workers) > 1:
+    fk.logsumexp(x, n_threads=2)
+    seen["fewer"] = [sorted(os.sched_getaffinity(int(workers[0])))]     # the others are gone, or going
     print(json.dumps(seen))
     raise SystemExit
 fk.set_num_threads(2)
@@ -199,6 +201,7 @@ def test_workers_keep_the_cpus_that_someone_else_gave_them() -> None:
 def test_workers_that_are_more_than_the_other_cpus_use_all() -> None:
     seen = places(len(os.sched_getaffinity(0)) + 1)
     assert [*seen["started"], *seen["off False"], *seen["off True"]] == 3 * seen["workers"] * [seen["all"]]
+    assert seen["fewer"] == [seen["all"][:-1]]
 
 
 @several_cpus

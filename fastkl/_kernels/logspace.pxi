@@ -62,7 +62,7 @@ cdef loop max_lanes(const real* x, Py_ssize_t count, const real* patch, const Py
 
 
 cdef loop max_across(const real* tile, Py_ssize_t classes, real* out) noexcept nogil:
-    """Maximum of each row of a tile."""
+    """Maximum of each row of a tile, or of each lane of whole vectors."""
     cdef real top[LANES]
     cdef int j
     for j in range(LANES):
@@ -424,9 +424,9 @@ cdef loop weighted_lanes(const real* x, const real* b, Py_ssize_t count, const r
 cdef inline int lane_of(const real* tops, real top) noexcept nogil:
     """The first lane that holds the maximum."""
     cdef int numbers[LANES]
-    cdef int j, lane = LANES
+    cdef int j, lane = LANES - 1
     for j in range(LANES):
-        numbers[j] = j if tops[j] == top else LANES
+        numbers[j] = j if tops[j] == top else LANES - 1
     for j in range(LANES):
         lane = numbers[j] if numbers[j] < lane else lane
     return lane
@@ -447,7 +447,7 @@ cdef inline Py_ssize_t find_top(const real* x, Py_ssize_t n, Py_ssize_t hole, in
     cdef Py_ssize_t found = first_in_lane(x + lane, 0, count, top)
     if found * LANES + lane == hole:
         found = first_in_lane(x + lane, found + 1, count, top)
-    return found * LANES + lane
+    return found * LANES + lane if found < count else -1     # not reached: the maximum is one of these
 
 
 cdef inline void rescale(State* st, double m) noexcept nogil:

@@ -87,17 +87,14 @@ static void fk_watch_forks(void) {}
 static int fk_cpu(void) { return sched_getcpu(); }
 
 static void fk_keep_off(int cpu, int workers) {
-    static __thread int kept_off = -1; /* and what the mask was before, and was made by that */
-    static __thread cpu_set_t given, made;
+    static __thread cpu_set_t given, made; /* what the mask was before, and was made by that; none yet is what no mask is */
     cpu_set_t mask;
-    if (cpu == kept_off || sched_getaffinity(0, sizeof mask, &mask)) return;
-    if (kept_off < 0 || !CPU_EQUAL(&mask, &made)) given = mask;
+    if (sched_getaffinity(0, sizeof mask, &mask)) return;
+    if (!CPU_EQUAL(&mask, &made)) given = mask;
     mask = given;
     CPU_CLR(cpu, &mask);
     if (CPU_COUNT(&mask) < workers) mask = given; /* more threads than CPUs: the caller's must do, too */
-    if (sched_setaffinity(0, sizeof mask, &mask)) return;
-    made = mask;
-    kept_off = cpu;
+    if (sched_setaffinity(0, sizeof mask, &mask) == 0) made = mask;
 }
 
 /* Where workers do not spin, by the user's word, neither does the caller: they wake it, often to where they are. */
