@@ -454,13 +454,16 @@ MADE_OF_A_SUM = {
 # The error allowed ------------------------------------------------------------------------------------------------
 
 
-def allowed(operation: Operation, arguments: Sequence[Any], right: Sequence[Any], dtype: str) -> list[Any]:
+def allowed(
+    operation: Operation, arguments: Sequence[Any], right: Sequence[Any], dtype: str, pieces: int = 1
+) -> list[Any]:
     """Return the error that the operation's budget allows each of the right results.
 
-    A right result that is denormal is also allowed the rounding of the result itself.
+    A right result that is denormal is also allowed the rounding of the result itself; of a row in pieces, that of what
+    each piece adds.
     """
     finfo = np.finfo(dtype)
-    rounding, tiny, eps = mp.mpf(float(finfo.smallest_subnormal)) / 2, float(finfo.tiny), float(finfo.eps)
+    rounding, tiny, eps = pieces * mp.mpf(float(finfo.smallest_subnormal)) / 2, float(finfo.tiny), float(finfo.eps)
     with mp.workprec(bits_for(operation, arguments) if operation in FORMS else mp.prec):
         if operation in FORMS and operation.budget.scale != "relative+d/2":
             arguments = probabilities_of(operation, arguments)

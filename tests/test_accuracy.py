@@ -41,10 +41,10 @@ def cases(id_: str, dtype: str, size: int) -> list[Case]:
     return [measured(operation, rows[i], dtype) for i in rng.permutation(len(rows))[:kept]]
 
 
-def measured(operation: Operation, row: oracle.Row, dtype: str) -> Case:
+def measured(operation: Operation, row: oracle.Row, dtype: str, pieces: int = 1) -> Case:
     """Return the row with its right results and the errors allowed."""
     right = oracle.exact(operation, row.arguments)
-    return row, right, oracle.allowed(operation, row.arguments, right, dtype)
+    return row, right, oracle.allowed(operation, row.arguments, right, dtype, pieces)
 
 
 def assert_within_budget(got: np.ndarray, measured_rows: list[Case], dtype: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import json
 import mmap
@@ -167,6 +168,7 @@ several_cpus = pytest.mark.skipif(
 )
 
 
+@functools.cache
 def places(threads: int) -> dict[str, Any]:
     if not fk.build_info()["openmp"]:
         pytest.skip("built without OpenMP")
