@@ -17,9 +17,10 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
     cdef Py_ssize_t classes = plan.classes, first = 0, n, j
     cdef real* x = scratch
     cdef const char* next
-    cdef char* target = NULL
+    cdef Outflow outflow
     cdef real absent = absent_element[real](plan, 0, NULL)
     cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
+    fk_open_flow(&outflow)
     while first < rows:
         n = LANES if first + LANES < rows else rows - first
         if is_pointwise(plan.op) and terms_in_order[real](plan, row + first, n, &a, first, scratch):
@@ -31,37 +32,45 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
         fetch[real](plan, &plan.operand[0], row + first, n, 0, classes, x, 1, LANES, absent)
         next = gapless(plan, &plan.operand[0], row + first + LANES, LANES, x)
         if maps and not plan.stream:
-            target = gapless(plan, &plan.out, row + first, LANES, x)
+            fk_start_ahead(&outflow, gapless(plan, &plan.out, row + first, n, x), n * classes * sizeof(real))
         if plan.op >= ENTROPY:
             pairs_across[real](plan, row, first, n, next, &a, scratch)
         elif plan.op == SOFTMAX:
-            softmax_across[real](x, classes, next, target)
+            softmax_across[real](x, classes, next, &outflow)
         elif plan.op == LOG_SOFTMAX:
-            logsumexp_across[real](x, classes, False, next, target, &a, 0)
+            logsumexp_across[real](x, classes, False, next, &outflow, &a, 0)
             log_softmax_across[real](x, classes, &a)
         else:
             if plan.has_labels:
                 take_labels[real](plan, row + first, n, x, &a, first)
             logsumexp_across[real](x, classes, plan.op == ENTROPY_OF_LOGITS, next, NULL, &a, first)
         if maps:
-            put_tile[real](plan, row + first, n, x, scratch + classes * LANES)
+            put_tile[real](plan, row + first, n, x, scratch + classes * LANES, &outflow)
         first += LANES
+    if plan.stream:
+        finish_flow(&outflow, x)
+        fk_store_held(&outflow)
     if not maps:
         finish_rows[real](plan, row, rows, &a, scratch)
 
 
-cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real* turned) noexcept nogil:
-    """Store a tile of short rows. What is stored non-temporally is turned back first: whole lines, one after another."""
+cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real* turned, Outflow* outflow) noexcept nogil:
+    """Store a tile of short rows. What is stored non-temporally is turned back first: whole lines, one after another, which go
+    while the next tile is computed."""
     cdef Py_ssize_t classes = plan.classes
     cdef char* target = gapless(plan, &plan.out, row, rows, tile)
     if plan.has_mask:
         mask_out[real](plan, row, rows, 0, classes, tile, 1, LANES, 0)
     if plan.stream and target != NULL:
+        finish_flow(outflow, tile)
         if real is float:
             fk_spread_f32(turned, classes, tile, LANES, classes, rows)
         else:
             fk_spread_f64(turned, classes, tile, LANES, classes, rows)
-        fk_stream(target, <const char*>turned, rows * classes * sizeof(real))
+        if FK_STREAMS:
+            start_flow(outflow, target, turned, rows * classes, <real>1, <real>1, FLOWS_SCALED)     # as they are
+        else:
+            fk_stream(target, <const char*>turned, rows * classes * sizeof(real))
         return
     put[real](plan, row, rows, 0, classes, tile, 1, LANES)
 
@@ -153,7 +162,7 @@ cdef inline Py_ssize_t mapped_rows(const Plan* plan, size_t itemsize) noexcept n
     cdef Py_ssize_t rows
     if not is_direct(plan) or not plan.out.direct:
         return side_rows(plan, itemsize)
-    rows = group_rows(plan, itemsize) if plan.op == SOFTMAX and plan.stream and itemsize == 4 else 1
+    rows = group_rows(plan, itemsize) if plan.op == SOFTMAX and plan.stream else 1
     return rows if rows < SIDE else SIDE
 
 
@@ -195,10 +204,38 @@ cdef inline bint skipped(const Plan* plan, Py_ssize_t index) noexcept nogil:
     return plan.has_labels and (index == IGNORED or index == BAD_LABEL)
 
 
+# Rows of log_softmax whose sums are known: what they are mapped with, and where they are. They go to memory, non-temporally,
+# while the rows after them are scanned.
+cdef struct Mapped:
+    Py_ssize_t row, rows
+    const double* m
+    const double* k
+    Outflow* outflow
+
+
+cdef inline bint flows_out(const Plan* plan) noexcept nogil:
+    """Whether rows are stored while the next are computed."""
+    return FK_STREAMS and plan.stream and is_direct(plan) and plan.out.direct
+
+
+cdef inline void map_outflow(Plan* plan, Py_ssize_t row, Py_ssize_t first, Py_ssize_t n, double m, double k, Outflow* outflow,
+                             const real* like) noexcept nogil:
+    """Let n results of such a row go, from class `first` on; for m and k see map_block."""
+    cdef real* y = <real*>row_pointer(plan, &plan.out, row) + first
+    cdef const real* x = <const real*>row_pointer(plan, &plan.operand[0], row) + first
+    cdef Py_ssize_t i
+    if k == k:
+        start_flow(outflow, <char*>y, x, n, <real>m, <real>k, FLOWS_LESS)
+        return
+    for i in range(n):
+        y[i] = NAN     # one NaN, see put_rows
+
+
 cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop,
-                    const Py_ssize_t* index, bint totals, State* states, real* scratch) noexcept nogil:
+                    const Py_ssize_t* index, bint totals, State* states, const Mapped* before,
+                    real* scratch) noexcept nogil:
     """Read classes start .. stop of some rows, at most TILE, into their states; index: the rows' labels. totals: only the
-    sums that the rows are to be divided by."""
+    sums that the rows are to be divided by. The same classes of the rows `before`, unless NULL, are stored meanwhile."""
     cdef const real* p[TILE]
     cdef const real* q[TILE]
     cdef const real* opened[TILE]
@@ -211,7 +248,9 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
     cdef Py_ssize_t ahead, q_ahead
     cdef const char* p_next
     cdef const char* q_next
-    cdef char* target
+    cdef Outflow ahead_of_stores
+    cdef Outflow* outflow = before.outflow if before != NULL else &ahead_of_stores
+    fk_open_flow(&ahead_of_stores)
     while first < stop:
         n = BLOCK if first + BLOCK < stop else stop - first
         if not direct:
@@ -260,11 +299,14 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
                 if skipped(plan, index[i]):
                     continue
                 p_next = <const char*>p[i] + ahead if ahead != 0 else NULL
-                target = NULL
-                if plan.op == LOG_SOFTMAX and plan.out.direct and not plan.stream:
-                    target = row_pointer(plan, &plan.out, row + i) + first * sizeof(real)
+                if before != NULL and i < before.rows:
+                    map_outflow[real](plan, before.row + i, first, n, before.m[i], before.k[i], outflow, NULL)
+                elif plan.op == LOG_SOFTMAX and plan.out.direct and not plan.stream:
+                    fk_start_ahead(outflow, row_pointer(plan, &plan.out, row + i) + first * sizeof(real), n * sizeof(real))
                 logsumexp_block[real](p[i], n, hole_in(plan, index[i], first, n), plan.op == ENTROPY_OF_LOGITS, p_next,
-                                      target, &states[i])
+                                      outflow, &states[i])
+                if before != NULL:
+                    finish_flow(outflow, p[i])
         first += n
 
 
@@ -302,7 +344,7 @@ cdef void read_labels(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
 
 
 cdef void scan_chunks(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const Py_ssize_t* index, bint totals, State* states,
-                      real* scratch) noexcept nogil:
+                      const Mapped* before, real* scratch) noexcept nogil:
     """Whole rows: scan_rows chunk by chunk."""
     cdef State chunk[TILE]
     cdef Py_ssize_t k, start = 0, stop
@@ -310,7 +352,7 @@ cdef void scan_chunks(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const Py_ssiz
         stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
         for k in range(rows):
             start_chunk(plan, totals, &states[k], &chunk[k])
-        scan_rows[real](plan, row, rows, start, stop, index, totals, chunk, scratch)
+        scan_rows[real](plan, row, rows, start, stop, index, totals, chunk, before, scratch)
         for k in range(rows):
             if start == 0:
                 states[k] = chunk[k]
@@ -320,52 +362,87 @@ cdef void scan_chunks(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const Py_ssiz
 
 
 cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
-    """Up to TILE rows, one after another or in groups."""
+    """Some rows, up to TILE, one after another or in groups."""
     cdef Sums a
     cdef State states[TILE]
-    cdef Py_ssize_t i = 0, k, n
+    cdef double k[TILE]
+    cdef Mapped before
+    cdef Outflow outflow
+    cdef Py_ssize_t i = 0, j, n
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
+    cdef bint flows = plan.op == LOG_SOFTMAX and flows_out(plan)
     if plan.op == SOFTMAX and plan.classes <= CHUNK:
-        group = mapped_rows(plan, sizeof(real))
-        while i < rows:
-            n = group if i + group < rows else rows - i
-            softmax_of_rows[real](plan, row + i, n, scratch)
-            i += group
+        softmax_of_rows[real](plan, row, rows, scratch)
         return
+    before.row = row
+    before.rows = 0
+    before.m = a.m
+    before.k = k
+    before.outflow = &outflow
+    fk_open_flow(&outflow)
     if plan.has_labels:
         read_labels[real](plan, row, rows, &a, NULL)
     while i < rows:
         n = group if i + group < rows else rows - i
         if plan.normalize:
-            scan_chunks[real](plan, row + i, n, a.index + i, True, states, scratch)
-            for k in range(n):
-                divide_by_totals(&states[k])
-        scan_chunks[real](plan, row + i, n, a.index + i, False, states, scratch)
-        for k in range(n):
-            keep_state(&states[k], i + k, &a)
+            scan_chunks[real](plan, row + i, n, a.index + i, True, states, NULL, scratch)
+            for j in range(n):
+                divide_by_totals(&states[j])
+        scan_chunks[real](plan, row + i, n, a.index + i, False, states, &before if flows else NULL, scratch)
+        if flows:
+            map_left[real](plan, &before, n, scratch)
+            for j in range(n):
+                keep_state(&states[j], j, &a)
+            map_factors(&a, n, True, real is float, k)
+            before.row = row + i
+            before.rows = n
+        else:
+            for j in range(n):
+                keep_state(&states[j], i + j, &a)
         i += n
-    finish_tile[real](plan, row, rows, &a, scratch)
+    if flows:
+        map_left[real](plan, &before, 0, scratch)
+        fk_store_held(&outflow)
+    else:
+        finish_tile[real](plan, row, rows, &a, scratch)
+
+
+cdef inline void map_left(Plan* plan, const Mapped* before, Py_ssize_t i, real* scratch) noexcept nogil:
+    """Store the rows from the i-th on that no rows after them were there for."""
+    while i < before.rows:
+        map_rows[real](plan, before.row + i, 1, 0, plan.classes, before.m + i, before.k + i, before.outflow, scratch)
+        i += 1
 
 
 cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* scratch) noexcept nogil:
     """From sums to results: numbers per row, or the second pass over the rows."""
     cdef double k[TILE]
+    cdef Outflow outflow
     cdef Py_ssize_t i = 0, n, group = mapped_rows(plan, sizeof(real))
     if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
         finish_rows[real](plan, row, rows, a, scratch)
         return
     map_factors(a, rows, plan.op == LOG_SOFTMAX, real is float, k)
+    fk_open_flow(&outflow)
     while i < rows:
         n = group if i + group < rows else rows - i
-        map_rows[real](plan, row + i, n, 0, plan.classes, a.m + i, k + i, scratch)
+        map_rows[real](plan, row + i, n, 0, plan.classes, a.m + i, k + i, &outflow, scratch)
         i += group
+    fk_store_held(&outflow)
 
 
-cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
-    """Rows of at most CHUNK classes, from their array to their result: one where both are read and stored in place, else
-    as many as are scanned together. Exponentials are kept in the output or, where that is streamed, in scratch; where it is
-    not contiguous, and they are more than a block, they are computed twice, to the same bits."""
-    cdef SoftmaxRow r[SIDE]
+cdef inline real* softmax_place(Plan* plan, Py_ssize_t row, Py_ssize_t i, Py_ssize_t b, real* scratch) noexcept nogil:
+    """Where the exponentials of a block of the i-th row from `row` on are kept: in the output or, where that is streamed or not
+    contiguous, in scratch."""
+    if plan.out.direct and not plan.stream:
+        return <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
+    return scratch + i * SPAN + (b * BLOCK if plan.stream else 0)
+
+
+cdef void exps_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, SoftmaxRow* r, Py_ssize_t before_row,
+                       Py_ssize_t before_rows, const SoftmaxRow* before, Outflow* outflow, real* scratch) noexcept nogil:
+    """The exponentials of rows of at most CHUNK classes: of one where both are read and stored in place, else of as many as
+    are scanned together. Where rows are streamed, the results of those before go from scratch meanwhile."""
     cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, i
     cdef bint direct = is_direct(plan), kept = plan.out.direct
     cdef bint stretch = (n > BLOCK and plan.n_outer == 1 and plan.operand[0].outer[0] == n * <Py_ssize_t>sizeof(real)
@@ -385,21 +462,34 @@ cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scr
             open_softmax[real](x, size, b, &r[i])
         for i in range(rows):
             x = scratch + i * SPAN
-            e = scratch + i * SPAN
+            e = softmax_place[real](plan, row, i, b, scratch)
             next = target = NULL
             if direct:
                 x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + b * BLOCK
-            if plan.stream:
-                e = scratch + i * SPAN + b * BLOCK
-            elif kept:
-                e = <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
             if direct and kept and (b < last or stretch):
                 next = <const char*>(x + BLOCK)     # past the row's end as well, see bytes_ahead
                 target = <char*>(e + BLOCK)
             elif direct and kept and plan.n_outer == 1 and row + i + rows < plan.last_row:
                 next = <const char*>(x - b * BLOCK) + rows * plan.operand[0].outer[0]
                 target = <char*>(e - b * BLOCK) + rows * plan.out.outer[0]
-            softmax_block[real](x, size, b, &r[i], e, next, NULL if plan.stream else target)
+            if i < before_rows:
+                softmax_outflow[real](e, size, &before[i], b, last,
+                                      row_pointer(plan, &plan.out, before_row + i) + b * BLOCK * sizeof(real), outflow)
+            elif not plan.stream:
+                fk_start_ahead(outflow, target, size * sizeof(real))
+            softmax_block[real](x, size, b, &r[i], e, next, outflow)
+            if i < before_rows:
+                finish_flow(outflow, x)
+
+
+cdef void scale_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const SoftmaxRow* r, Py_ssize_t first,
+                     Outflow* outflow, real* scratch) noexcept nogil:
+    """From exponentials to results, of the rows from the first of them on. Where the output is not contiguous, and they are
+    more than a block, exponentials are computed twice, to the same bits."""
+    cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, i
+    cdef bint direct = is_direct(plan), kept = plan.out.direct
+    cdef real* e
+    cdef const real* x
     for b in range(last + 1):
         size = BLOCK if b < last else n - last * BLOCK
         if not kept and last > 0:
@@ -410,30 +500,57 @@ cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scr
                 if direct:
                     x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + b * BLOCK
                 softmax_again[real](x, size, b, &r[i], scratch + i * SPAN)
-        for i in range(rows):
-            e = scratch + i * SPAN
-            target = NULL
+        for i in range(first, rows):
+            e = softmax_place[real](plan, row, i, b, scratch)
             if plan.stream:
-                e = scratch + i * SPAN + b * BLOCK
-                target = row_pointer(plan, &plan.out, row + i) + b * BLOCK * sizeof(real)
-            elif kept:
-                e = <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
-            softmax_scale[real](e, size, &r[i], b, last, target)
+                softmax_outflow[real](e, size, &r[i], b, last,
+                                      row_pointer(plan, &plan.out, row + i) + b * BLOCK * sizeof(real), outflow)
+                finish_flow(outflow, e)
+                continue
+            softmax_scale[real](e, size, &r[i], b, last)
             if plan.has_mask:
                 mask_out[real](plan, row + i, 1, b * BLOCK, size, e, SPAN, 1, 0)
         if not kept:
             put[real](plan, row, rows, b * BLOCK, size, scratch, SPAN, 1)
 
 
+cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+    """Some rows of at most CHUNK classes, from their array to their result."""
+    cdef SoftmaxRow r[2 * SIDE]
+    cdef Py_ssize_t group = mapped_rows(plan, sizeof(real)), i = 0, n, before = 0
+    cdef int half = 0
+    cdef Outflow outflow
+    fk_open_flow(&outflow)
+    while i < rows:
+        n = group if i + group < rows else rows - i
+        exps_of_rows[real](plan, row + i, n, r + half * SIDE, row + i - before, before, r + (1 - half) * SIDE, &outflow, scratch)
+        if not plan.stream:
+            scale_rows[real](plan, row + i, n, r + half * SIDE, 0, &outflow, scratch)
+        else:
+            # of a last group that is smaller: the rows that none took the place of
+            if n < before:
+                scale_rows[real](plan, row + i - before, before, r + (1 - half) * SIDE, n, &outflow, scratch)
+            before = n
+            half = 1 - half
+        i += n
+    if plan.stream:
+        scale_rows[real](plan, row + rows - before, before, r + (1 - half) * SIDE, 0, &outflow, scratch)
+        fk_store_held(&outflow)
+
+
 cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, const double* m,
-                   const double* k, real* scratch) noexcept nogil:
+                   const double* k, Outflow* outflow, real* scratch) noexcept nogil:
     """The second pass over classes start .. stop of some rows, as many as are scanned together at most."""
     cdef bint log = plan.op == LOG_SOFTMAX, direct = is_direct(plan)
     cdef Py_ssize_t n, i
+    cdef int half = 0
     cdef const real* x
     cdef real* y
     cdef const char* next
-    while start < stop:
+    for i in range(rows if log and flows_out(plan) else 0):
+        map_outflow[real](plan, row + i, start, stop - start, m[i], k[i], outflow, NULL)
+        finish_flow(outflow, scratch)
+    while start < stop and not (log and flows_out(plan)):
         n = BLOCK if start + BLOCK < stop else stop - start
         if not direct:
             fetch[real](plan, &plan.operand[0], row, rows, start, n, scratch, SPAN, 1, <real>-INFINITY)
@@ -443,15 +560,17 @@ cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start
                 x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + start
             if plan.out.direct and not plan.stream:
                 y = <real*>row_pointer(plan, &plan.out, row + i) + start
-            elif FK_STREAMS and log and plan.out.direct and not plan.has_mask and k[i] == k[i]:
-                if real is float:
-                    fk_stream_less_f32(row_pointer(plan, &plan.out, row + i) + start * sizeof(float), x, <float>m[i],
-                                       <float>k[i], n)
-                else:
-                    fk_stream_less_f64(row_pointer(plan, &plan.out, row + i) + start * sizeof(double), x, m[i], k[i], n)
-                continue
             next = <const char*>(x + n) if FK_AHEAD and stop - start > n else NULL
-            map_block[real](x, n, <real>m[i], <real>k[i], log, y, next)
+            if flows_out(plan):
+                # The results before go meanwhile; these take the other half of scratch.
+                y = scratch + half * SPAN
+                half = 1 - half
+                map_block[real](x, n, <real>m[i], <real>k[i], log, y, next, outflow)
+                finish_flow(outflow, x)
+                start_flow(outflow, row_pointer(plan, &plan.out, row + i) + start * sizeof(real), y, n, <real>1, <real>1,
+                           FLOWS_SCALED)
+                continue
+            map_block[real](x, n, <real>m[i], <real>k[i], log, y, next, NULL)
             if plan.has_mask:
                 mask_out[real](plan, row + i, 1, start, n, y, SPAN, 1, 0)
             if plan.out.direct and plan.stream:
@@ -459,6 +578,8 @@ cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start
         if not plan.out.direct:
             put[real](plan, row, rows, start, n, scratch, SPAN, 1)
         start += n
+    if flows_out(plan):
+        finish_flow(outflow, scratch)
 
 
 cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* like) noexcept nogil:
@@ -514,7 +635,7 @@ cdef void one_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* lab
     cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
     cdef unsigned int mode = fk_default_mode()
     start_chunk(plan, totals, &rows[t // chunks], &states[t])
-    scan_rows[real](plan, row, 1, start, stop, labels.index + t // chunks, totals, &states[t], scratch)
+    scan_rows[real](plan, row, 1, start, stop, labels.index + t // chunks, totals, &states[t], NULL, scratch)
     fk_restore_mode(mode)
 
 
@@ -523,7 +644,10 @@ cdef void map_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* a, 
     cdef Py_ssize_t i = t // chunks, start = t % chunks * CHUNK
     cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
     cdef unsigned int mode = fk_default_mode()
-    map_rows[real](plan, plan.first_row + i, 1, start, stop, a.m + i, k + i, scratch)
+    cdef Outflow outflow
+    fk_open_flow(&outflow)
+    map_rows[real](plan, plan.first_row + i, 1, start, stop, a.m + i, k + i, &outflow, scratch)
+    fk_store_held(&outflow)
     if plan.stream:
         fk_stream_end()
     fk_restore_mode(mode)
@@ -590,11 +714,13 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
         # FK_STREAMS costs less than streaming them.
         if plan.op == SOFTMAX and plan.classes <= CHUNK:
             plan.stream = (plan.stream and FK_STREAMS and is_direct(plan) and plan.out.direct
-                           and plan.classes * <Py_ssize_t>sizeof(real) <= KEPT // 2)
+                           and plan.classes * <Py_ssize_t>sizeof(real) <= KEPT)
         elif not FK_STREAMS and (plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT):
             plan.stream = False
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
         size = 1 if size < 1 else (TILE if size > TILE else size)
+        if maps and plan.stream and size < rows // (4 * threads):
+            size = rows // (4 * threads) if rows // (4 * threads) < TILE else TILE     # rows are stored while the next are read
         stride = 0
         if not is_direct(plan):
             size = size if size > side_rows(plan, sizeof(real)) else side_rows(plan, sizeof(real))
@@ -602,7 +728,7 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
         if maps and not plan.out.direct:
             stride = side_rows(plan, sizeof(real)) * SPAN
         elif maps or plan.op == WEIGHTED_LOGSUMEXP:
-            stride += SPAN
+            stride += 2 * SPAN if flows_out(plan) else SPAN
         if plan.op == SOFTMAX and plan.stream and plan.classes <= CHUNK:
             stride = plan.classes if plan.classes > BLOCK else mapped_rows(plan, sizeof(real)) * SPAN
     if by_columns(plan, sizeof(real)) and (chunks == 1 or threads == 1 or rows >= 2 * threads):

@@ -91,10 +91,17 @@ cdef extern from "memory.h" nogil:
     uint32_t fk_half_word(const void* x, Py_ssize_t i)
     Py_ssize_t fk_top_word(Py_ssize_t j, Py_ssize_t itemsize)
     void fk_stream(char* dst, const char* src, size_t n)
-    void fk_stream_scaled_f32(char* dst, const float* src, float k, float down, Py_ssize_t n)
-    void fk_stream_scaled_f64(char* dst, const double* src, double k, double down, Py_ssize_t n)
-    void fk_stream_less_f32(char* dst, const float* src, float m, float k, Py_ssize_t n)
-    void fk_stream_less_f64(char* dst, const double* src, double m, double k, Py_ssize_t n)
+    ctypedef struct Outflow "fk_outflow":
+        Py_ssize_t lines
+    enum: FLOWS_LESS "FK_LESS"
+    enum: FLOWS_SCALED "FK_SCALED"
+    void fk_open_flow(Outflow* out)
+    void fk_store_held(Outflow* out)
+    void fk_start_ahead(Outflow* out, char* to, Py_ssize_t nbytes)
+    void fk_start_flow_f32(Outflow* out, char* to, const float* x, Py_ssize_t n, float a, float b, int step)
+    void fk_start_flow_f64(Outflow* out, char* to, const double* x, Py_ssize_t n, double a, double b, int step)
+    void fk_flow_f32(Outflow* out, Py_ssize_t lines)
+    void fk_flow_f64(Outflow* out, Py_ssize_t lines)
     void fk_stream_end()
     const Py_ssize_t FK_AHEAD, FK_TOGETHER
     enum: LANES_AHEAD "FK_LANES_AHEAD"
@@ -268,6 +275,29 @@ cdef inline void fold_two_sum(double* hi, double* lo) noexcept nogil:
             lo[j] = (lo[j] + lo[j + w]) + ((hi[j] - (s - b)) + (hi[j + w] - b))
             hi[j] = s
         w >>= 1
+
+
+cdef inline void start_flow(Outflow* out, char* to, const real* x, Py_ssize_t n, real a, real b, int step) noexcept nogil:
+    if real is float:
+        fk_start_flow_f32(out, to, x, n, a, b, step)
+    else:
+        fk_start_flow_f64(out, to, x, n, a, b, step)
+
+
+cdef inlined flow(Outflow* out, Py_ssize_t vectors, const real* like) noexcept nogil:
+    """Let as many lines go as so many vectors of LANES are."""
+    if real is float:
+        fk_flow_f32(out, vectors * (LANES * sizeof(float) // 64))
+    else:
+        fk_flow_f64(out, vectors * (LANES * sizeof(double) // 64))
+
+
+cdef inline void finish_flow(Outflow* out, const real* like) noexcept nogil:
+    """Let all go that is left."""
+    if real is float:
+        fk_flow_f32(out, out.lines)
+    else:
+        fk_flow_f64(out, out.lines)
 
 
 # ---- vectors of a row -------------------------------------------------------------------------------------------------

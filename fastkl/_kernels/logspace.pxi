@@ -90,30 +90,30 @@ cdef inline Py_ssize_t vectors_at_once(Py_ssize_t left) noexcept nogil:
 
 
 cdef inlined exp_run(const real* x, Py_ssize_t first, Py_ssize_t vectors, const real* m, real* e, const char* next,
-                     char* target) noexcept nogil:
+                     Outflow* outflow) noexcept nogil:
     """e = 2^64 exp(x - m) of vectors first .. first + vectors, which lie side by side; e may be where they lie. What will be
-    read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
+    read `next`, unless NULL, is prefetched meanwhile, and `outflow`, unless NULL, goes on."""
     cdef Py_ssize_t k
     for k in range(vectors):
         fk_prefetch(next, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
-        fk_prefetch_write(target, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
+        flow(outflow, 1, x)
         exp_vector(x + (first + k) * LANES, m, e + k * LANES)
 
 
 cdef inlined exp_vectors(const real* x, Py_ssize_t first, Py_ssize_t vectors, const real* patch, const Py_ssize_t* at,
-                         const real* m, real* top, real* e, const char* next, char* target) noexcept nogil:
+                         const real* m, real* top, real* e, const char* next, Outflow* outflow) noexcept nogil:
     """exp_run where some vectors are patched; top: the lanes' maxima so far, or NULL."""
     cdef Py_ssize_t i = first, stop = first + vectors, whole
     while i < stop:
         # Up to the next vector that is patched all lie side by side: the loops have no question to ask.
         whole = next_patch(i, stop, at)
-        exp_run(x, i, whole - i, m, e + (i - first) * LANES, next, target)
+        exp_run(x, i, whole - i, m, e + (i - first) * LANES, next, outflow)
         if top != NULL:
             raise_tops_by(x + i * LANES, whole - i, top)
         i = whole
         if i < stop:
             fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
-            fk_prefetch_write(target, i * LANES * sizeof(real), LANES * sizeof(real))
+            flow(outflow, 1, x)
             exp_vector(vector_at(x, i, patch, at), m, e + (i - first) * LANES)
             if top != NULL:
                 raise_tops(vector_at(x, i, patch, at), top)
@@ -138,10 +138,10 @@ cdef inlined add_exps(const real* e, Py_ssize_t vectors, double* t) noexcept nog
 
 cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
                           bint weighs, double* sums, double* moments, real* tops, const char* next,
-                          char* target) noexcept nogil:
+                          Outflow* outflow) noexcept nogil:
     """exp_sum_lanes or, where it weighs, exp_moment_lanes, for 32 registers, which RUN vectors' exponentials and their sums
     fit: nothing is stored between. For the table see max_lanes. The maxima are those of the other elements."""
-    cdef const real* places[VECTORS]
+    cdef const real* places[VECTORS + RUN]
     cdef real without[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
@@ -163,13 +163,13 @@ cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, cons
         for j in range(LANES):     # whole vectors, which are soon read as such
             without[j] = absent if j == lane else v0[j]
         places[hole // LANES] = without
+    # Read a run ahead: an address that is only just being read would keep its vector waiting, and that what is made of it.
+    for j in range(RUN):
+        places[count + j] = x
+    v0, v1, v2, v3 = places[0], places[1], places[2], places[3]
     while i + RUN <= count:
         fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        fk_prefetch_write(target, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
-        v0 = places[i]
-        v1 = places[i + 1]
-        v2 = places[i + 2]
-        v3 = places[i + 3]
+        flow(outflow, RUN, x)
         for j in range(LANES):
             top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
             e0 = exp_up(v0[j] - m)
@@ -180,9 +180,10 @@ cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, cons
             if weighs:
                 w[j] += (fall(m, v0[j]) * e0 + fall(m, v1[j]) * e1) + (fall(m, v2[j]) * e2 + fall(m, v3[j]) * e3)
         i += RUN
+        v0, v1, v2, v3 = places[i], places[i + 1], places[i + 2], places[i + 3]
     while i < count:
         fk_prefetch(next, i * LANES * sizeof(real), LANES * sizeof(real))
-        fk_prefetch_write(target, i * LANES * sizeof(real), LANES * sizeof(real))
+        flow(outflow, 1, x)
         v0 = places[i]
         for j in range(LANES):
             top[j] = larger(v0[j], top[j])
@@ -199,17 +200,17 @@ cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, cons
 
 
 cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const real* patch, const Py_ssize_t* at, real m,
-                        double* sums, real* tops, const char* next, char* target) noexcept nogil:
+                        double* sums, real* tops, const char* next, Outflow* outflow) noexcept nogil:
     """Per lane: 2^64 times the sum of exp(x - m), but for the element `hole`, and the maximum, of that element too unless it
-    is m. For `next` and `target` see exp_run."""
+    is m. For `next` and `outflow` see exp_run."""
     cdef real exps[EXPS]
     cdef real reference[LANES]
     cdef real top[LANES]
     cdef double t[LANES]
     cdef Py_ssize_t i = 0, vectors
     cdef int j
-    if FK_REGISTERS >= 32 and (real is float or count > VECTORS // 2):     # of fewer, doubles lose by it
-        exp_sum_runs(x, count, hole, patch, at, m, False, sums, NULL, tops, next, target)
+    if FK_REGISTERS >= 32:
+        exp_sum_runs(x, count, hole, patch, at, m, False, sums, NULL, tops, next, outflow)
         return
     for j in range(LANES):
         reference[j] = m
@@ -217,7 +218,7 @@ cdef loop exp_sum_lanes(const real* x, Py_ssize_t count, Py_ssize_t hole, const 
         t[j] = 0
     while i < count:
         vectors = vectors_at_once(count - i)
-        exp_vectors(x, i, vectors, patch, at, reference, top, exps, next, target)
+        exp_vectors(x, i, vectors, patch, at, reference, top, exps, next, outflow)
         if i * LANES <= hole < (i + vectors) * LANES:
             exps[hole - i * LANES] = 0
         add_exps(exps, vectors, t)
@@ -336,7 +337,7 @@ cdef inlined add_untied(const real* v, const real* e, int run, const real* m, bi
 
 
 cdef inlined tied_sums(const real* x, Py_ssize_t count, const real* maxima, bint moments, double* sums, double* moment,
-                       double* ties, const char* next, char* target) noexcept nogil:
+                       double* ties, const char* next, Outflow* outflow) noexcept nogil:
     """tied_sum_lanes and tied_moment_lanes."""
     cdef real exps[EXPS]
     cdef real m[LANES]
@@ -354,7 +355,7 @@ cdef inlined tied_sums(const real* x, Py_ssize_t count, const real* maxima, bint
         hits32[j] = hits64[j] = 0
     while i < count:
         vectors = vectors_at_once(count - i)
-        exp_run(x, i, vectors, m, exps, next, target)
+        exp_run(x, i, vectors, m, exps, next, outflow)
         v = x + i * LANES
         e = exps
         for k in range(vectors // RUN):
@@ -377,10 +378,10 @@ cdef inlined tied_sums(const real* x, Py_ssize_t count, const real* maxima, bint
 
 
 cdef loop tied_sum_lanes(const real* x, Py_ssize_t count, const real* maxima, double* sums, double* ties, const char* next,
-                         char* target) noexcept nogil:
+                         Outflow* outflow) noexcept nogil:
     """Per lane, where the maximum is known: the sum of exp(x - maximum) over the elements below it and the number of those
-    that equal it. What will be read `next` and the lines of `target`, unless NULL, are prefetched meanwhile."""
-    tied_sums(x, count, maxima, False, sums, NULL, ties, next, target)
+    that equal it. For `next` and `outflow` see exp_run."""
+    tied_sums(x, count, maxima, False, sums, NULL, ties, next, outflow)
 
 
 cdef loop tied_moment_lanes(const real* x, Py_ssize_t count, const real* maxima, double* sums, double* moment, double* ties,
@@ -512,7 +513,7 @@ cdef inline void open_row(const real* x, Py_ssize_t n, Py_ssize_t hole, State* s
     open_first_blocks(&x, 1, n, &hole, &st)
 
 
-cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* next, char* target,
+cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* next, Outflow* outflow,
                           State* st) noexcept nogil:
     """Add a block to the state of a row that has been opened."""
     cdef real patch[3 * LANES]
@@ -539,7 +540,7 @@ cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint mom
         if moments:
             exp_moment_lanes(x, count, top_at, patch, at, <real>st.m, sums, moment, tops, next)
         else:
-            exp_sum_lanes(x, count, top_at, patch, at, <real>st.m, sums, tops, next, target)
+            exp_sum_lanes(x, count, top_at, patch, at, <real>st.m, sums, tops, next, outflow)
         above = 0
         for j in range(LANES):
             above |= tops[j] > limit
@@ -598,7 +599,7 @@ cdef void weighted_block(const real* x, const real* b, Py_ssize_t n, real* scrat
     two_sum_add(&st.s, &st.s_lo, fold_sum(sums) * FK_DOWN)
 
 
-cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, const char* next, char* target, Sums* a,
+cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, const char* next, Outflow* outflow, Sums* a,
                            Py_ssize_t first) noexcept nogil:
     """LANES short rows, one lane a row, rows first .. first + LANES of the sums: tile[c*LANES + j] is class c of the j-th;
     c counts the elements at the maximum."""
@@ -612,7 +613,7 @@ cdef void logsumexp_across(const real* tile, Py_ssize_t classes, bint moments, c
     if moments:
         tied_moment_lanes(tile, classes, top, a.s + first, a.u + first, a.c + first, next)
     else:
-        tied_sum_lanes(tile, classes, top, a.s + first, a.c + first, next, target)
+        tied_sum_lanes(tile, classes, top, a.s + first, a.c + first, next, outflow)
 
 
 cdef void merge_logsumexp(State* st, State* other) noexcept nogil:
@@ -760,12 +761,12 @@ cdef void finish_entropy_of_logits(const Sums* a, Py_ssize_t rows, double scale,
 # its own. Longer rows, whose output would have left the cache, and log_softmax read the row a second time.
 
 cdef inlined exp_store_run(const real* x, const real* m, real* out, double* t, double* t_lo, const char* next,
-                           char* target) noexcept nogil:
+                           Outflow* outflow) noexcept nogil:
     """exp_store_lanes of RUN vectors, for 32 registers, which hold them."""
     cdef real e[RUN * LANES]
     cdef int j
     fk_prefetch(next, 0, RUN * LANES * sizeof(real))
-    fk_prefetch_write(target, 0, RUN * LANES * sizeof(real))
+    flow(outflow, RUN, x)
     for j in range(LANES):
         e[j] = exp_up(x[j] - m[j])
         e[LANES + j] = exp_up(x[LANES + j] - m[j])
@@ -780,9 +781,9 @@ cdef inlined exp_store_run(const real* x, const real* m, real* out, double* t, d
 
 
 cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const Py_ssize_t* at, real m, real* out,
-                          double* sums, const char* next, char* target) noexcept nogil:
+                          double* sums, const char* next, Outflow* outflow) noexcept nogil:
     """out = 2^64 exp(x - m) of n elements, out may be x; and its sum per lane, as if it were of more digits than the data:
-    small ones added to a 1 one after another would all be rounded the same way. For `next` and `target` see exp_run."""
+    small ones added to a 1 one after another would all be rounded the same way. For `next` and `outflow` see exp_run."""
     cdef real exps[EXPS]
     cdef real reference[LANES]
     cdef double t[LANES]
@@ -796,12 +797,11 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const 
     if FK_REGISTERS >= 32:
         while (i + RUN) * LANES <= n:     # no tail, the only vector that is patched
             exp_store_run(x + i * LANES, reference, out + i * LANES, t, t_lo,
-                          next + i * LANES * sizeof(real) if next != NULL else NULL,
-                          target + i * LANES * sizeof(real) if target != NULL else NULL)
+                          next + i * LANES * sizeof(real) if next != NULL else NULL, outflow)
             i += RUN
     while i < count:
         vectors = vectors_at_once(count - i)
-        exp_vectors(x, i, vectors, patch, at, reference, NULL, exps, next, target)
+        exp_vectors(x, i, vectors, patch, at, reference, NULL, exps, next, outflow)
         e = exps
         k = 0
         while k + RUN <= vectors:
@@ -887,34 +887,31 @@ cdef void open_softmax(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* ro
 
 
 cdef void softmax_block(const real* x, Py_ssize_t n, Py_ssize_t b, SoftmaxRow* row, real* y, const char* next,
-                        char* target) noexcept nogil:
+                        Outflow* outflow) noexcept nogil:
     """y = 2^64 exp(x - m[b]); y may be x."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef double sums[LANES]
     start_patches(x, n, <real>-INFINITY, patch, at)
-    exp_store_lanes(x, n, patch, at, <real>row.m[b], y, sums, next, target)
+    exp_store_lanes(x, n, patch, at, <real>row.m[b], y, sums, next, outflow)
     row.s += fold_sum(sums)
 
 
-cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t b, Py_ssize_t last, char* target) noexcept nogil:
-    """Turn a block's exponentials into probabilities, last being the number of the row's last block: in place or, unless it
-    is NULL, streamed to target. 2^-64 is no part of the factor, which might be denormal with it."""
+cdef inline real block_factor(const SoftmaxRow* row, Py_ssize_t b, Py_ssize_t last, const real* like) noexcept nogil:
+    """What a block's exponentials are to be multiplied by and then by 2^-64, with which the factor might be denormal; last: the
+    number of the row's last block."""
+    return <real>(softmax_factor(row.m[last], row.s * FK_DOWN) * (exp_up_f64(row.m[b] - row.m[last]) * FK_DOWN))
+
+
+cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t b, Py_ssize_t last) noexcept nogil:
+    """Turn a block's exponentials into probabilities."""
     cdef Py_ssize_t i = 0, whole = n & -LANES
     cdef int j
-    cdef real k = <real>(softmax_factor(row.m[last], row.s * FK_DOWN) * (exp_up_f64(row.m[b] - row.m[last]) * FK_DOWN))
+    cdef real k = block_factor(row, b, last, y)
     cdef real down = FK_DOWN
     if k != k:
         for i in range(n):
             y[i] = NAN     # one NaN, see put_rows
-        if target != NULL:
-            fk_stream(target, <const char*>y, n * sizeof(real))
-        return
-    if target != NULL:
-        if real is float:
-            fk_stream_scaled_f32(target, y, k, down, n)
-        else:
-            fk_stream_scaled_f64(target, y, k, down, n)
         return
     while i < whole:
         for j in range(LANES):
@@ -924,8 +921,21 @@ cdef void softmax_scale(real* y, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t
         y[i] = y[i] * k * down
 
 
+cdef void softmax_outflow(real* e, Py_ssize_t n, const SoftmaxRow* row, Py_ssize_t b, Py_ssize_t last, char* to,
+                          Outflow* outflow) noexcept nogil:
+    """softmax_scale of exponentials that go `to` memory while others take their place: each line is read before."""
+    cdef Py_ssize_t i
+    cdef real k = block_factor(row, b, last, e)
+    cdef real down = FK_DOWN
+    if k != k:
+        for i in range(n):
+            e[i] = NAN
+        k = down = 1
+    start_flow(outflow, to, e, n, k, down, FLOWS_SCALED)
+
+
 cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, double* sums, const char* next,
-                           char* target) noexcept nogil:
+                           Outflow* outflow) noexcept nogil:
     """exp_store_lanes of a tile of short rows, in place: the exponentials and then their sums, two of them added in the
     data's own type."""
     cdef double t[LANES]
@@ -934,7 +944,7 @@ cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, d
     cdef int j
     cdef const real* v
     cdef const real* w
-    exp_run(tile, 0, classes, maxima, tile, next, target)
+    exp_run(tile, 0, classes, maxima, tile, next, outflow)
     for j in range(LANES):
         t[j] = t_lo[j] = 0
     for c in range(classes // 2):
@@ -956,7 +966,7 @@ cdef loop exp_across_lanes(real* tile, Py_ssize_t classes, const real* maxima, d
         sums[j] = t[j] + t_lo[j]
 
 
-cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char* target) noexcept nogil:
+cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, Outflow* outflow) noexcept nogil:
     """A tile of short rows, in place."""
     cdef real m[LANES]
     cdef real k[LANES]
@@ -967,7 +977,7 @@ cdef void softmax_across(real* tile, Py_ssize_t classes, const char* next, char*
     max_across(tile, classes, m)
     for j in range(LANES):
         m[j] = lowest(m[j]) if m[j] == -INFINITY else m[j]
-    exp_across_lanes(tile, classes, m, sums, next, target)
+    exp_across_lanes(tile, classes, m, sums, next, outflow)
     for j in range(LANES):
         k[j] = <real>softmax_factor(m[j], sums[j])
     for c in range(classes):
@@ -989,9 +999,10 @@ cdef inlined map_vector(const real* v, const real* m, real k, bint log, real* w)
             w[j] *= k
 
 
-cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y, const char* next) noexcept nogil:
-    """One row's block; y may be x. Each vector is computed whole before any of it is stored. What will be read `next`,
-    unless NULL, is prefetched meanwhile."""
+cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real* y, const char* next,
+                    Outflow* outflow) noexcept nogil:
+    """One row's block; y may be x. Each vector is computed whole before any of it is stored. For `next` and `outflow` see
+    exp_run."""
     cdef real reference[LANES]
     cdef real w[LANES]
     cdef Py_ssize_t i = 0, whole = n - n % LANES
@@ -1004,6 +1015,7 @@ cdef loop map_block(const real* x, Py_ssize_t n, real m, real k, bint log, real*
         reference[j] = m
     while i < whole:
         fk_prefetch(next, i * sizeof(real), LANES * sizeof(real))
+        flow(outflow, 1, x)
         map_vector(x + i, reference, k, log, w)
         for j in range(LANES):
             y[i + j] = w[j]

@@ -590,27 +590,117 @@ static void fk_stream(char *dst, const char *src, size_t bytes) {
     memcpy(dst, src, bytes);
 }
 
-/* (src OP a) OP b, each step rounded, stored so: whole lines straight from registers. For where FK_STREAMS. */
-#if defined(__AVX512F__)
-#define FK_STREAM_LINES(STREAM, LOAD, STEP, FILL)                                                    \
-    for (; i + (ptrdiff_t)(64 / sizeof *src) <= n; i += 64 / sizeof *src)                            \
-        STREAM(y + i, STEP(STEP(LOAD(src + i), FILL(a)), FILL(b)));
-#else
-#define FK_STREAM_LINES(STREAM, LOAD, STEP, FILL)
-#endif
-#define FK_DEFINE_STREAM(NAME, REAL, OP, STREAM, LOAD, STEP, FILL)                                   \
-    static void NAME(char *dst, const REAL *src, REAL a, REAL b, ptrdiff_t n) {                      \
-        ptrdiff_t i = 0, head = (ptrdiff_t)((-(uintptr_t)dst & 63) / sizeof(REAL));                  \
-        REAL *y = (REAL *)dst;                                                                       \
-        for (; i < n && i < head; i++) y[i] = src[i] OP a OP b;                                      \
-        FK_STREAM_LINES(STREAM, LOAD, STEP, FILL)                                                    \
-        for (; i < n; i++) y[i] = src[i] OP a OP b;                                                  \
-    }
+/* What flows out to memory while the next numbers are computed. A burst of non-temporal stores fills the few buffers that they
+ * wait in, and then holds up everything; some lines at a time between the steps of a loop, they cost next to nothing. `to`
+ * is where the next of so many whole lines goes, made of what lies at `of`: (x STEP a) STEP b, each step rounded; or
+ * lines that will soon be stored to are prefetched.
+ *
+ * A line that one row ends in and the next one begins in is held, bytes held_from .. held_to of it, until it is whole: stored
+ * plainly, in two parts, it would first have to be read, and all stores behind it would wait. */
+enum { FK_AHEAD_OF_STORES, FK_LESS, FK_SCALED };
+typedef struct {
+    char *to;
+    const char *of;
+    ptrdiff_t lines;
+    int step;
+    float a32, b32;
+    double a64, b64;
+    char *held_at;
+    ptrdiff_t held_from, held_to;
+    char held[128]; /* a line, and room for a whole vector from any place in it */
+} fk_outflow;
 
-FK_DEFINE_STREAM(fk_stream_scaled_f32, float, *, _mm512_stream_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_set1_ps)
-FK_DEFINE_STREAM(fk_stream_scaled_f64, double, *, _mm512_stream_pd, _mm512_loadu_pd, _mm512_mul_pd, _mm512_set1_pd)
-FK_DEFINE_STREAM(fk_stream_less_f32, float, -, _mm512_stream_ps, _mm512_loadu_ps, _mm512_sub_ps, _mm512_set1_ps)
-FK_DEFINE_STREAM(fk_stream_less_f64, double, -, _mm512_stream_pd, _mm512_loadu_pd, _mm512_sub_pd, _mm512_set1_pd)
+FK_INLINE void fk_open_flow(fk_outflow *out) {
+    out->lines = 0;
+    out->held_at = NULL;
+    out->held_from = out->held_to = 0;
+}
+
+FK_INLINE void fk_start_ahead(fk_outflow *out, char *to, ptrdiff_t bytes) {
+    out->to = to, out->step = FK_AHEAD_OF_STORES;
+    out->lines = to ? (bytes + 63) / 64 : 0;
+}
+
+/* Store what is held: at the end, or before what is not next to it. */
+FK_INLINE void fk_store_held(fk_outflow *out) {
+    if (out->held_to > out->held_from)
+        memcpy(out->held_at + out->held_from, out->held + out->held_from, (size_t)(out->held_to - out->held_from));
+    out->held_from = out->held_to = 0;
+}
+
+/* NAME: let some lines go. START: begin with n numbers. HOLD: n of them, less than a line, that go with what is held.
+ * Only AVX-512, where FK_STREAMS is set, has anything but prefetches to let go: elsewhere the caller stores. */
+#if defined(__AVX512F__)
+#define FK_FLOWED(OP, STEP, X, A, B) OP(STEP)(OP(STEP)(X, OP(set1)(out->A)), OP(set1)(out->B))
+#define FK_FLOW_LINES(REAL, OP, STEP, A, B)                                                          \
+    for (i = 0; i < lines; i++)                                                                      \
+        OP(stream)((REAL *)(to + 64 * i), FK_FLOWED(OP, STEP, OP(loadu)((const REAL *)(of + 64 * i)), A, B));
+#define FK_DEFINE_START(START, HOLD, REAL, VECTOR, OP, A, B)                                         \
+    static void HOLD(fk_outflow *out, char *to, const REAL *x, ptrdiff_t n) {                        \
+        const unsigned mask = (1u << n) - 1;                                                         \
+        VECTOR v = OP(maskz_loadu)(mask, x);                                                         \
+        v = out->step == FK_LESS ? FK_FLOWED(OP, sub, v, A, B) : FK_FLOWED(OP, mul, v, A, B);        \
+        if (out->held_to == out->held_from) {                                                        \
+            out->held_from = out->held_to = (ptrdiff_t)((uintptr_t)to & 63);                         \
+            out->held_at = to - out->held_from;                                                      \
+        }                                                                                            \
+        OP(mask_storeu)((REAL *)(out->held + out->held_to), mask, v);                                \
+        out->held_to += n * (ptrdiff_t)sizeof(REAL);                                                 \
+        if (out->held_to < 64) return;                                                               \
+        if (out->held_from == 0) {                                                                   \
+            OP(stream)((REAL *)out->held_at, OP(loadu)((const REAL *)out->held));                    \
+            out->held_to = 0;                                                                        \
+        } else {                                                                                     \
+            fk_store_held(out);                                                                      \
+        }                                                                                            \
+    }                                                                                                \
+    static void START(fk_outflow *out, char *to, const REAL *x, ptrdiff_t n, REAL a, REAL b, int step) { \
+        const ptrdiff_t width = 64 / sizeof(REAL);                                                   \
+        ptrdiff_t head = (ptrdiff_t)((-(uintptr_t)to & 63) / sizeof(REAL)), lines;                   \
+        if (head > n) head = n;                                                                      \
+        lines = (n - head) / width;                                                                  \
+        out->step = step, out->A = a, out->B = b;                                                    \
+        if (out->held_at + out->held_to != to) fk_store_held(out);                                   \
+        if (head) HOLD(out, to, x, head);                                                            \
+        out->to = to + head * (ptrdiff_t)sizeof(REAL), out->of = (const char *)(x + head), out->lines = lines; \
+        head += lines * width;                                                                       \
+        if (head < n) HOLD(out, to + head * (ptrdiff_t)sizeof(REAL), x + head, n - head);            \
+    }
+#else
+#define FK_FLOW_LINES(REAL, OP, STEP, A, B) (void)of, (void)i;
+#define FK_DEFINE_START(START, HOLD, REAL, VECTOR, OP, A, B)                                         \
+    FK_INLINE void START(fk_outflow *out, char *to, const REAL *x, ptrdiff_t n, REAL a, REAL b, int step) { \
+        (void)to, (void)x, (void)n, (void)a, (void)b, (void)step;                                    \
+        out->lines = 0;                                                                              \
+    }
+#endif
+#define FK_DEFINE_FLOW(NAME, REAL, OP, A, B)                                                         \
+    FK_INLINE void NAME(fk_outflow *out, ptrdiff_t lines) {                                          \
+        ptrdiff_t i;                                                                                 \
+        char *to;                                                                                    \
+        const char *of;                                                                              \
+        if (!out || !out->lines) return;                                                             \
+        to = out->to, of = out->of;                                                                  \
+        if (lines > out->lines) lines = out->lines;                                                  \
+        out->to = to + 64 * lines, out->lines -= lines;                                              \
+        if (out->step == FK_AHEAD_OF_STORES) {                                                       \
+            for (i = 0; i < lines; i++) __builtin_prefetch(to + 64 * i, 1, 2);                       \
+            return;                                                                                  \
+        }                                                                                            \
+        out->of = of + 64 * lines;                                                                   \
+        if (out->step == FK_LESS) {                                                                  \
+            FK_FLOW_LINES(REAL, OP, sub, A, B)                                                       \
+        } else {                                                                                     \
+            FK_FLOW_LINES(REAL, OP, mul, A, B)                                                       \
+        }                                                                                            \
+    }
+#define FK_PS(name) _mm512_##name##_ps
+#define FK_PD(name) _mm512_##name##_pd
+
+FK_DEFINE_START(fk_start_flow_f32, fk_hold_f32, float, __m512, FK_PS, a32, b32)
+FK_DEFINE_START(fk_start_flow_f64, fk_hold_f64, double, __m512d, FK_PD, a64, b64)
+FK_DEFINE_FLOW(fk_flow_f32, float, FK_PS, a32, b32)
+FK_DEFINE_FLOW(fk_flow_f64, double, FK_PD, a64, b64)
 
 /* Streamed stores become visible to other threads in order only after this. */
 FK_INLINE void fk_stream_end(void) {
