@@ -238,10 +238,8 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
     sums that the rows are to be divided by. The same classes of the rows `before`, unless NULL, are stored meanwhile."""
     cdef const real* p[TILE]
     cdef const real* q[TILE]
-    cdef const real* opened[TILE]
     cdef Py_ssize_t holes[TILE]
-    cdef State* opening[TILE]
-    cdef Py_ssize_t first = start, n, i, k
+    cdef Py_ssize_t first = start, n, i
     cdef bint direct = is_direct(plan)
     cdef Py_ssize_t group = group_rows(plan, sizeof(real))
     cdef real* spare = scratch + (0 if direct else plan.operands * group * SPAN)
@@ -287,14 +285,9 @@ cdef void scan_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t star
                 weighted_block[real](p[i], q[i], n, spare, &states[i])
         else:
             if first == start:
-                k = 0
                 for i in range(rows):
-                    if not skipped(plan, index[i]):
-                        opened[k] = p[i]
-                        holes[k] = hole_in(plan, index[i], first, n)
-                        opening[k] = &states[i]
-                        k += 1
-                open_first_blocks[real](opened, k, n, holes, opening)
+                    holes[i] = SKIPPED if skipped(plan, index[i]) else hole_in(plan, index[i], first, n)
+                open_first_blocks[real](p, rows, n, holes, states)
             for i in range(rows):
                 if skipped(plan, index[i]):
                     continue

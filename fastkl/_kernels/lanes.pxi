@@ -45,6 +45,7 @@ cdef extern from "vmath.h" nogil:
     double kl_term_any_f64(double p, double q, double q_lo)
     double xlogy_any_f64(double x, double y)
     uint32_t bits_f32(float x)
+    uint64_t bits_f64(double x)
     double double_from_u52(uint64_t u)
     const double LN2_HI_F64     # few bits: k LN2_HI_F64 is exact
     const double LN2_LO_F64
@@ -155,6 +156,7 @@ cdef enum:
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
     OPENED = 8       # rows whose maxima are found in turns
+    SKIPPED = -2     # instead of a place in a row
     SIDE = 32        # rows at most that are scanned side by side: two lines of the smallest numbers
     ACROSS = 256     # rows of at most so many classes are worked on across rows: the transpose costs less than the folds
     LABELS = 16384   # checked at a time

@@ -84,6 +84,16 @@ cdef inlined exp_vector(const real* v, const real* m, real* e) noexcept nogil:
         e[j] = exp_join(r[j], scale[j])
 
 
+cdef inlined exp_four(const real* v0, const real* v1, const real* v2, const real* v3, const real* m, real* e) noexcept nogil:
+    """exp_vector of RUN vectors, for 32 registers, which hold them: so many chains are in flight together."""
+    cdef int j
+    for j in range(LANES):
+        e[j] = exp_up(v0[j] - m[j])
+        e[LANES + j] = exp_up(v1[j] - m[j])
+        e[2 * LANES + j] = exp_up(v2[j] - m[j])
+        e[3 * LANES + j] = exp_up(v3[j] - m[j])
+
+
 cdef inline Py_ssize_t vectors_at_once(Py_ssize_t left) noexcept nogil:
     """Of how many of the vectors that are left the exponentials are made before they are summed."""
     return EXPS // LANES if left > EXPS // LANES else left
@@ -93,11 +103,24 @@ cdef inlined exp_run(const real* x, Py_ssize_t first, Py_ssize_t vectors, const 
                      Outflow* outflow) noexcept nogil:
     """e = 2^64 exp(x - m) of vectors first .. first + vectors, which lie side by side; e may be where they lie. What will be
     read `next`, unless NULL, is prefetched meanwhile, and `outflow`, unless NULL, goes on."""
-    cdef Py_ssize_t k
-    for k in range(vectors):
+    cdef real four[RUN * LANES]
+    cdef Py_ssize_t k = 0
+    cdef int j
+    cdef const real* v
+    if FK_REGISTERS >= 32 and real is float:     # a vector of doubles is as many chains as there are registers for
+        while k + RUN <= vectors:
+            fk_prefetch(next, (first + k) * LANES * sizeof(real), RUN * LANES * sizeof(real))
+            flow(outflow, RUN, x)
+            v = x + (first + k) * LANES
+            exp_four(v, v + LANES, v + 2 * LANES, v + 3 * LANES, m, four)
+            for j in range(RUN * LANES):
+                e[k * LANES + j] = four[j]
+            k += RUN
+    while k < vectors:
         fk_prefetch(next, (first + k) * LANES * sizeof(real), LANES * sizeof(real))
         flow(outflow, 1, x)
         exp_vector(x + (first + k) * LANES, m, e + k * LANES)
+        k += 1
 
 
 cdef inlined exp_vectors(const real* x, Py_ssize_t first, Py_ssize_t vectors, const real* patch, const Py_ssize_t* at,
@@ -147,6 +170,8 @@ cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, cons
     cdef double t[LANES]
     cdef double w[LANES]
     cdef real e0, e1, e2, e3
+    cdef real r[RUN * LANES]
+    cdef real scale[RUN * LANES]
     cdef Py_ssize_t i = 0
     cdef int j, lane = hole % LANES
     cdef real absent = -INFINITY
@@ -170,12 +195,24 @@ cdef inlined exp_sum_runs(const real* x, Py_ssize_t count, Py_ssize_t hole, cons
     while i + RUN <= count:
         fk_prefetch(next, i * LANES * sizeof(real), RUN * LANES * sizeof(real))
         flow(outflow, RUN, x)
+        if real is float:
+            for j in range(LANES):
+                exp_cut(v0[j] - m, &r[j], &scale[j])
+                exp_cut(v1[j] - m, &r[LANES + j], &scale[LANES + j])
+                exp_cut(v2[j] - m, &r[2 * LANES + j], &scale[2 * LANES + j])
+                exp_cut(v3[j] - m, &r[3 * LANES + j], &scale[3 * LANES + j])
         for j in range(LANES):
             top[j] = larger(larger(larger(v0[j], v1[j]), larger(v2[j], v3[j])), top[j])
-            e0 = exp_up(v0[j] - m)
-            e1 = exp_up(v1[j] - m)
-            e2 = exp_up(v2[j] - m)
-            e3 = exp_up(v3[j] - m)
+            if real is float:
+                e0 = exp_join(r[j], scale[j])
+                e1 = exp_join(r[LANES + j], scale[LANES + j])
+                e2 = exp_join(r[2 * LANES + j], scale[2 * LANES + j])
+                e3 = exp_join(r[3 * LANES + j], scale[3 * LANES + j])
+            else:
+                e0 = exp_up(v0[j] - m)
+                e1 = exp_up(v1[j] - m)
+                e2 = exp_up(v2[j] - m)
+                e3 = exp_up(v3[j] - m)
             t[j] += (e0 + e1) + (e2 + e3)
             if weighs:
                 w[j] += (fall(m, v0[j]) * e0 + fall(m, v1[j]) * e1) + (fall(m, v2[j]) * e2 + fall(m, v3[j]) * e3)
@@ -434,11 +471,18 @@ cdef inline int lane_of(const real* tops, real top) noexcept nogil:
 
 
 cdef inline Py_ssize_t first_in_lane(const real* x, Py_ssize_t i, Py_ssize_t count, real top) noexcept nogil:
-    """The first vector from i on, before count, whose lane is not below top: sought from the end, without a branch, for
-    which it is no processor foresees."""
+    """The first vector from i on, before count, whose lane is top: sought from the end, without a branch, for which it is no
+    processor foresees, and by bits, which are compared faster (a zero has two)."""
     cdef Py_ssize_t k, found = count
-    for k from count > k >= i by 1:
-        found = k if x[k * LANES] >= top else found
+    if top == 0:
+        for k from count > k >= i by 1:
+            found = k if x[k * LANES] == top else found
+    elif real is float:
+        for k from count > k >= i by 1:
+            found = k if bits_f32(x[k * LANES]) == bits_f32(top) else found
+    else:
+        for k from count > k >= i by 1:
+            found = k if bits_f64(x[k * LANES]) == bits_f64(top) else found
     return found
 
 
@@ -488,9 +532,9 @@ cdef inline void set_reference(const real* x, Py_ssize_t n, Py_ssize_t hole, int
         st.top_at = find_top(x, n, hole, lane, top)
 
 
-cdef void open_first_blocks(const real** x, Py_ssize_t rows, Py_ssize_t n, const Py_ssize_t* holes, State** states) noexcept nogil:
-    """Find the first blocks' maxima. In steps, each for some rows at once: those from a row's elements to its maximum, where
-    that stands, and its sum wait for one another, those of different rows do not."""
+cdef void open_first_blocks(const real** x, Py_ssize_t rows, Py_ssize_t n, const Py_ssize_t* holes, State* states) noexcept nogil:
+    """Find the first blocks' maxima, but for rows whose hole is SKIPPED. In steps, each for some rows at once: those from a
+    row's elements to its maximum, where that stands, and its sum wait for one another, those of different rows do not."""
     cdef real patch[3 * LANES]
     cdef Py_ssize_t at[3]
     cdef real tops[OPENED * LANES]
@@ -500,17 +544,20 @@ cdef void open_first_blocks(const real** x, Py_ssize_t rows, Py_ssize_t n, const
     for first from 0 <= first < rows by OPENED:
         size = OPENED if first + OPENED < rows else rows - first
         for i in range(size):
-            count = lay_block(x[first + i], n, holes[first + i], patch, at)
-            max_lanes(x[first + i], count, patch, at, tops + i * LANES)
+            if holes[first + i] != SKIPPED:
+                count = lay_block(x[first + i], n, holes[first + i], patch, at)
+                max_lanes(x[first + i], count, patch, at, tops + i * LANES)
         for i in range(size):
-            top[i] = fold_max(tops + i * LANES)
-            lanes[i] = lane_of(tops + i * LANES, top[i])
+            if holes[first + i] != SKIPPED:
+                top[i] = fold_max(tops + i * LANES)
+                lanes[i] = lane_of(tops + i * LANES, top[i])
         for i in range(size):
-            set_reference(x[first + i], n, holes[first + i], lanes[i], top[i], states[first + i])
+            if holes[first + i] != SKIPPED:
+                set_reference(x[first + i], n, holes[first + i], lanes[i], top[i], &states[first + i])
 
 
 cdef inline void open_row(const real* x, Py_ssize_t n, Py_ssize_t hole, State* st) noexcept nogil:
-    open_first_blocks(&x, 1, n, &hole, &st)
+    open_first_blocks(&x, 1, n, &hole, st)
 
 
 cdef void logsumexp_block(const real* x, Py_ssize_t n, Py_ssize_t hole, bint moments, const char* next, Outflow* outflow,
@@ -786,6 +833,7 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const 
     small ones added to a 1 one after another would all be rounded the same way. For `next` and `outflow` see exp_run."""
     cdef real exps[EXPS]
     cdef real reference[LANES]
+    cdef real absent[LANES]
     cdef double t[LANES]
     cdef double t_lo[LANES]
     cdef Py_ssize_t i = 0, j, k, size, vectors, count = (n + LANES - 1) // LANES
@@ -801,7 +849,17 @@ cdef loop exp_store_lanes(const real* x, Py_ssize_t n, const real* patch, const 
             i += RUN
     while i < count:
         vectors = vectors_at_once(count - i)
-        exp_vectors(x, i, vectors, patch, at, reference, NULL, exps, next, outflow)
+        if FK_REGISTERS >= 32 and real is float:
+            # Less than another whole run, and none of its vectors waits for another.
+            fk_prefetch(next, i * LANES * sizeof(real), vectors * LANES * sizeof(real))
+            flow(outflow, vectors, x)
+            for j in range(LANES):
+                absent[j] = -INFINITY
+            exp_four(vector_at(x, i, patch, at), vector_at(x, i + 1, patch, at) if vectors > 1 else absent,
+                     vector_at(x, i + 2, patch, at) if vectors > 2 else absent,
+                     vector_at(x, i + 3, patch, at) if vectors > 3 else absent, reference, exps)
+        else:
+            exp_vectors(x, i, vectors, patch, at, reference, NULL, exps, next, outflow)
         e = exps
         k = 0
         while k + RUN <= vectors:
