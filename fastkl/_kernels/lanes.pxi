@@ -109,6 +109,7 @@ cdef extern from "memory.h" nogil:
     enum: STRIP "FK_STRIP"     # elements that go through one step of a loop before the next
     const bint FK_STREAMS
     void fk_prefetch(const char* start, Py_ssize_t at, Py_ssize_t nbytes)
+    void fk_prefetch_far(const char* start, Py_ssize_t nbytes)
     void fk_prefetch_write(char* start, Py_ssize_t at, Py_ssize_t nbytes)
     unsigned int fk_default_mode()
     void fk_restore_mode(unsigned int found)
@@ -155,6 +156,7 @@ cdef enum:
     STREAMED = 65536 # bytes of short rows' results stored before a fence, which costs as much as storing some of them
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
+    TILES_AHEAD = 4  # tiles of rows side by side that are prefetched together
     OPENED = 8       # rows whose maxima are found in turns
     SKIPPED = -2     # instead of a place in a row
     SIDE = 32        # rows at most that are scanned side by side: two lines of the smallest numbers

@@ -716,6 +716,12 @@ FK_INLINE void fk_prefetch(const char *start, ptrdiff_t at, ptrdiff_t bytes) {
     for (i = 0; start && i < bytes; i += 64) FK_PREFETCH(start + at + i);
 }
 
+/* The same for what is not needed soon: the first-level cache has no room for it. */
+FK_INLINE void fk_prefetch_far(const char *start, ptrdiff_t bytes) {
+    ptrdiff_t i;
+    for (i = 0; i < bytes; i += 64) __builtin_prefetch(start + i, 0, 2);
+}
+
 /* The same for lines that are about to be stored to. */
 FK_INLINE void fk_prefetch_write(char *start, ptrdiff_t at, ptrdiff_t bytes) {
     ptrdiff_t i;
