@@ -11,19 +11,20 @@ cdef extern from "stdlib.h" nogil:
 # ---- short rows: LANES at a time, a lane a row ----------------------------------------------------------------------------
 
 cdef inlined prefetch_sides(const Plan* plan, const Operand* a, Py_ssize_t row, bint stores, real* like) noexcept nogil:
-    """Where rows lie side by side, a class of a tile of floats is two lines, and memory is read badly in such pieces: while
-    some tiles are at work, the next ones are prefetched together, with each tile an equal part of the classes. (Doubles
-    gain nothing, nor do more classes. Of a function that is not inlined gcc would find that it does nothing.)"""
-    cdef Py_ssize_t size = TILES_AHEAD * LANES, tile = row % size // LANES, next = row - row % size + size, c
+    """Where rows lie side by side, a class of a tile is two lines of floats or four of doubles, and memory is read badly in
+    such pieces: while some tiles are at work, the next ones are prefetched together, with each tile an equal part of the
+    classes; of more classes it does not pay. (Of a function that is not inlined gcc would find that it does nothing.)"""
+    cdef Py_ssize_t size = BESIDE // sizeof(real), tiles = size // LANES, tile = row % size // LANES, c
+    cdef Py_ssize_t next = row - row % size + size
     cdef char* start
-    cdef bint sides = (real is float and plan.classes <= ACROSS // 2 and plan.n_outer == 1 and plan.n_inner == 1
+    cdef bint sides = (plan.classes <= size and plan.n_outer == 1 and plan.n_inner == 1
                        and side_by_side(a, a.outer[0], like) and next + size <= plan.last_row)
-    for c in range(tile * plan.classes // TILES_AHEAD, (tile + 1) * plan.classes // TILES_AHEAD if sides else 0):
+    for c in range(tile * plan.classes // tiles, (tile + 1) * plan.classes // tiles if sides else 0):
         start = row_pointer(plan, a, next) + c * a.inner[0]
         if stores:
-            fk_prefetch_write(start, 0, size * sizeof(real))
+            fk_prefetch_write(start, 0, BESIDE)
         else:
-            fk_prefetch_far(start, size * sizeof(real))
+            fk_prefetch_far(start, BESIDE)
 
 
 cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:

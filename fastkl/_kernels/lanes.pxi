@@ -156,7 +156,7 @@ cdef enum:
     STREAMED = 65536 # bytes of short rows' results stored before a fence, which costs as much as storing some of them
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
     TILE = 64        # rows finished together
-    TILES_AHEAD = 4  # tiles of rows side by side that are prefetched together
+    BESIDE = 512     # bytes of a class of rows side by side that are prefetched together
     OPENED = 8       # rows whose maxima are found in turns
     SKIPPED = -2     # instead of a place in a row
     SIDE = 32        # rows at most that are scanned side by side: two lines of the smallest numbers
