@@ -313,3 +313,26 @@ def test_past_the_cache(
         assert out.tobytes() == masked.tobytes(), f"offset {offset}, masked"
         assert np.all(around[:offset] == 7)
         assert np.all(around[offset + x.size :] == 7)
+
+
+@pytest.mark.parametrize("size", [20, 100, 257, 1000, 4099, 9000, 140_000])
+@pytest.mark.parametrize("function", [fk.softmax, fk.log_softmax], ids=lambda function: function.__name__)
+@dtypes
+def test_past_the_cache_with_gaps(
+    function: Any, size: int, dtype: str, tier: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that two rows share is stored when it is whole; where there is a gap between them, each in its part."""
+    rows = 203 if size < 1000 else 37 if size < 10_000 else 3
+    x = (4 * rng.normal(size=(rows, size))).astype(dtype)
+    x[0, 0], x[1, -1], x[2] = np.nan, np.inf, -np.inf
+    right = function(x, n_threads=1)
+    monkeypatch.setattr("fastkl._call.LAST_LEVEL_CACHE", 100)
+    for gap in (1, 3, 16):
+        around = np.full((rows, size + gap), 7, dtype)
+        for start in {0, 1, gap}:
+            for n_threads in (1, 2):
+                around[:] = 7
+                function(x, out=around[:, start : start + size], n_threads=n_threads)
+                assert around[:, start : start + size].tobytes() == right.tobytes(), f"gap {gap}, from {start}"
+                assert np.all(around[:, :start] == 7)
+                assert np.all(around[:, start + size :] == 7)

@@ -611,6 +611,7 @@ typedef struct {
 } fk_outflow;
 
 FK_INLINE void fk_open_flow(fk_outflow *out) {
+    out->to = NULL;
     out->lines = 0;
     out->held_at = NULL;
     out->held_from = out->held_to = 0;
@@ -666,14 +667,6 @@ FK_INLINE void fk_store_held(fk_outflow *out) {
         head += lines * width;                                                                       \
         if (head < n) HOLD(out, to + head * (ptrdiff_t)sizeof(REAL), x + head, n - head);            \
     }
-#else
-#define FK_FLOW_LINES(REAL, OP, STEP, A, B) (void)of, (void)i;
-#define FK_DEFINE_START(START, HOLD, REAL, VECTOR, OP, A, B)                                         \
-    FK_INLINE void START(fk_outflow *out, char *to, const REAL *x, ptrdiff_t n, REAL a, REAL b, int step) { \
-        (void)to, (void)x, (void)n, (void)a, (void)b, (void)step;                                    \
-        out->lines = 0;                                                                              \
-    }
-#endif
 #define FK_DEFINE_FLOW(NAME, REAL, OP, A, B)                                                         \
     FK_INLINE void NAME(fk_outflow *out, ptrdiff_t lines) {                                          \
         ptrdiff_t i;                                                                                 \
@@ -694,6 +687,21 @@ FK_INLINE void fk_store_held(fk_outflow *out) {
             FK_FLOW_LINES(REAL, OP, mul, A, B)                                                       \
         }                                                                                            \
     }
+#else
+#define FK_DEFINE_START(START, HOLD, REAL, VECTOR, OP, A, B)                                         \
+    FK_INLINE void START(fk_outflow *out, char *to, const REAL *x, ptrdiff_t n, REAL a, REAL b, int step) { \
+        (void)to, (void)x, (void)n, (void)a, (void)b, (void)step;                                    \
+        fk_open_flow(out);                                                                           \
+    }
+#define FK_DEFINE_FLOW(NAME, REAL, OP, A, B)                                                         \
+    FK_INLINE void NAME(fk_outflow *out, ptrdiff_t lines) {                                          \
+        char *to = out ? out->to : NULL;                                                             \
+        ptrdiff_t i;                                                                                 \
+        if (!to) return; /* less is counted than for lines that are stored: some too many are prefetched */ \
+        for (i = 0; i < lines; i++) __builtin_prefetch(to + 64 * i, 1, 2);                           \
+        out->to = to + 64 * lines;                                                                   \
+    }
+#endif
 #define FK_PS(name) _mm512_##name##_ps
 #define FK_PD(name) _mm512_##name##_pd
 
