@@ -20,6 +20,7 @@ CASES = (
     ("logsumexp", "float32", 0),
     ("softmax", "float32", 131072),
     ("softmax", "float32", 100),
+    ("softmax", "float64", 128256),
     ("log_softmax", "float64", 131072),
     ("entropy", "float64", 1000),
     ("kl_divergence", "float32", 100),

@@ -723,12 +723,13 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
             size *= 1 + STREAMED // (LANES * plan.classes * <Py_ssize_t>sizeof(real))
             stride *= 2
     else:
-        # Exponentials that are streamed wait in scratch, which shares the second-level cache with what is read.
+        # Exponentials that are streamed wait in scratch: 1 MiB is all that a thread may take, and they share the second-level
+        # cache with what is read.
         # A row that is still in that cache when its results are stored had their lines prefetched meanwhile, which without
         # FK_STREAMS costs less than streaming them.
         if plan.op == SOFTMAX and plan.classes <= CHUNK:
             plan.stream = (plan.stream and FK_STREAMS and is_direct(plan) and plan.out.direct
-                           and plan.classes * <Py_ssize_t>sizeof(real) <= KEPT)
+                           and plan.classes * <Py_ssize_t>sizeof(real) <= KEPT // 2)
         elif not FK_STREAMS and (plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT):
             plan.stream = False
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
