@@ -289,50 +289,33 @@ def test_reductions(reduction: str, rows: int, size: int, dtype: str, tier: str,
     assert fk.softmax_cross_entropy(np.asfortranarray(x), labels, reduction=reduction).tobytes() == right
 
 
-@pytest.mark.parametrize("size", [2, 7, 8, 33, 100, 256, 300, 1000, 5000, 70_000, 140_000])
+@pytest.mark.parametrize(
+    "size", [2, 7, 8, 20, 33, 100, 256, 257, 300, 1000, 4099, 5000, 9000, 70_000, 140_000]
+)
 @pytest.mark.parametrize("function", [fk.softmax, fk.log_softmax], ids=lambda function: function.__name__)
 @dtypes
 def test_past_the_cache(
     function: Any, size: int, dtype: str, tier: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Results larger than the cache are stored non-temporally: the same bytes, and none beside them."""
-    rows = 2003 if size < 1000 else 37 if size < 10_000 else 3
+    """Results larger than the cache are stored non-temporally: the same bytes, and none beside them. A line that two rows
+    share is stored when it is whole; where there is a gap between them, each in its part.
+    """
+    rows = 2003 if size < 1000 else 37 if size < 10_000 else 4
     x = (4 * rng.normal(size=(rows, size))).astype(dtype)
-    x[0, 0], x[1, -1], x[2, 0] = np.nan, np.inf, -np.inf
+    x[0, 0], x[1, -1], x[2, 0], x[3] = np.nan, np.inf, -np.inf, -np.inf
     mask = rng.random(x.shape) < 0.7
     right, masked = function(x, n_threads=1), function(x, where=mask, n_threads=1)
     monkeypatch.setattr("fastkl._call.LAST_LEVEL_CACHE", 100)
-    for offset in (0, 1, 5):
-        around = np.full(x.size + 8, 7, dtype)
-        out = around[offset : offset + x.size].reshape(x.shape)
-        for n_threads in (1, 2, 3):
+    for gap in (0, 1, 3, 16):
+        across = size + gap
+        around = np.full(rows * across + 8, 7, dtype)
+        for offset in (0, 1, 5):
+            out = around[offset : offset + rows * across].reshape(rows, across)[:, :size]
+            for n_threads in (1, 2, 3):
+                out[:] = 7
+                function(x, out=out, n_threads=n_threads)
+                assert out.tobytes() == right.tobytes(), f"gap {gap}, offset {offset}, {n_threads} threads"
+            function(x, where=mask, out=out, n_threads=1)
+            assert out.tobytes() == masked.tobytes(), f"gap {gap}, offset {offset}, masked"
             out[:] = 7
-            function(x, out=out, n_threads=n_threads)
-            assert out.tobytes() == right.tobytes(), f"offset {offset}, {n_threads} threads"
-        function(x, where=mask, out=out, n_threads=1)
-        assert out.tobytes() == masked.tobytes(), f"offset {offset}, masked"
-        assert np.all(around[:offset] == 7)
-        assert np.all(around[offset + x.size :] == 7)
-
-
-@pytest.mark.parametrize("size", [20, 100, 257, 1000, 4099, 9000, 140_000])
-@pytest.mark.parametrize("function", [fk.softmax, fk.log_softmax], ids=lambda function: function.__name__)
-@dtypes
-def test_past_the_cache_with_gaps(
-    function: Any, size: int, dtype: str, tier: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A line that two rows share is stored when it is whole; where there is a gap between them, each in its part."""
-    rows = 203 if size < 1000 else 37 if size < 10_000 else 3
-    x = (4 * rng.normal(size=(rows, size))).astype(dtype)
-    x[0, 0], x[1, -1], x[2] = np.nan, np.inf, -np.inf
-    right = function(x, n_threads=1)
-    monkeypatch.setattr("fastkl._call.LAST_LEVEL_CACHE", 100)
-    for gap in (1, 3, 16):
-        around = np.full((rows, size + gap), 7, dtype)
-        for start in {0, 1, gap}:
-            for n_threads in (1, 2):
-                around[:] = 7
-                function(x, out=around[:, start : start + size], n_threads=n_threads)
-                assert around[:, start : start + size].tobytes() == right.tobytes(), f"gap {gap}, from {start}"
-                assert np.all(around[:, :start] == 7)
-                assert np.all(around[:, start + size :] == 7)
+            assert np.all(around == 7), f"gap {gap}, offset {offset}: stored beside"

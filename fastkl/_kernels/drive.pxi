@@ -404,7 +404,8 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
                 divide_by_totals(&states[j])
         scan_chunks[real](plan, row + i, n, a.index + i, False, states, &before if flows else NULL, scratch)
         if flows:
-            map_left[real](plan, &before, n, scratch)
+            # of a group that is smaller: the rows that none after them were there for
+            map_rows[real](plan, before.row + n, before.rows - n, 0, plan.classes, before.m + n, before.k + n, &outflow, scratch)
             for j in range(n):
                 keep_state(&states[j], j, &a)
             map_factors(&a, n, True, real is float, k)
@@ -415,17 +416,10 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
                 keep_state(&states[j], i + j, &a)
         i += n
     if flows:
-        map_left[real](plan, &before, 0, scratch)
+        map_rows[real](plan, before.row, before.rows, 0, plan.classes, before.m, before.k, &outflow, scratch)
         fk_store_held(&outflow)
     else:
         finish_tile[real](plan, row, rows, &a, scratch)
-
-
-cdef inline void map_left(Plan* plan, const Mapped* before, Py_ssize_t i, real* scratch) noexcept nogil:
-    """Store the rows from the i-th on that no rows after them were there for."""
-    while i < before.rows:
-        map_rows[real](plan, before.row + i, 1, 0, plan.classes, before.m + i, before.k + i, before.outflow, scratch)
-        i += 1
 
 
 cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* scratch) noexcept nogil:
@@ -561,10 +555,12 @@ cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start
     cdef const real* x
     cdef real* y
     cdef const char* next
-    for i in range(rows if log and flows_out(plan) else 0):
-        map_outflow[real](plan, row + i, start, stop - start, m[i], k[i], outflow, NULL)
-        finish_flow(outflow, scratch)
-    while start < stop and not (log and flows_out(plan)):
+    if log and flows_out(plan):
+        for i in range(rows):
+            map_outflow[real](plan, row + i, start, stop - start, m[i], k[i], outflow, NULL)
+            finish_flow(outflow, scratch)
+        return
+    while start < stop:
         n = BLOCK if start + BLOCK < stop else stop - start
         if not direct:
             fetch[real](plan, &plan.operand[0], row, rows, start, n, scratch, SPAN, 1, <real>-INFINITY)
@@ -728,8 +724,7 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
         # A row that is still in that cache when its results are stored had their lines prefetched meanwhile, which without
         # FK_STREAMS costs less than streaming them.
         if plan.op == SOFTMAX and plan.classes <= CHUNK:
-            plan.stream = (plan.stream and FK_STREAMS and is_direct(plan) and plan.out.direct
-                           and plan.classes * <Py_ssize_t>sizeof(real) <= KEPT // 2)
+            plan.stream = flows_out(plan) and plan.classes * <Py_ssize_t>sizeof(real) <= KEPT // 2
         elif not FK_STREAMS and (plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT):
             plan.stream = False
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
