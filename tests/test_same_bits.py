@@ -297,8 +297,9 @@ def test_reductions(reduction: str, rows: int, size: int, dtype: str, tier: str,
 def test_past_the_cache(
     function: Any, size: int, dtype: str, tier: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Results larger than the cache are stored non-temporally: the same bytes, and none beside them. A line that two rows
-    share is stored when it is whole; where there is a gap between them, each in its part.
+    """Results larger than the cache are stored non-temporally: the same bytes, and none beside them.
+
+    A line that two rows share is stored when it is whole; where there is a gap between them, each in its part.
     """
     rows = 2003 if size < 1000 else 37 if size < 10_000 else 4
     x = (4 * rng.normal(size=(rows, size))).astype(dtype)
