@@ -290,7 +290,7 @@ def test_reductions(reduction: str, rows: int, size: int, dtype: str, tier: str,
 
 
 @pytest.mark.parametrize(
-    "size", [2, 7, 8, 20, 33, 100, 256, 257, 300, 1000, 4099, 5000, 9000, 70_000, 140_000]
+    "size", [2, 7, 8, 20, 33, 100, 256, 257, 300, 1000, 4099, 5000, 9000, 70_000, 100_000, 140_000]
 )
 @pytest.mark.parametrize("function", [fk.softmax, fk.log_softmax], ids=lambda function: function.__name__)
 @dtypes

@@ -439,20 +439,39 @@ cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
     fk_store_held(&outflow)
 
 
+cdef inline Py_ssize_t waiting_blocks(const Plan* plan, size_t itemsize) noexcept nogil:
+    """How many blocks of a softmax's row are streamed: their exponentials wait in scratch until the row's sum is known. Those
+    of the others are kept in the output, in the cache."""
+    cdef Py_ssize_t blocks = (plan.classes + BLOCK - 1) // BLOCK, most = WAITING // (BLOCK * <Py_ssize_t>itemsize)
+    if not plan.stream:
+        return 0
+    return blocks if blocks < most else most
+
+
 cdef inline real* softmax_place(Plan* plan, Py_ssize_t row, Py_ssize_t i, Py_ssize_t b, real* scratch) noexcept nogil:
-    """Where the exponentials of a block of the i-th row from `row` on are kept: in the output or, where that is streamed or not
+    """Where the exponentials of a block of the i-th row from `row` on are kept: in the output or, if they wait or that is not
     contiguous, in scratch."""
-    if plan.out.direct and not plan.stream:
+    if b < waiting_blocks(plan, sizeof(real)):
+        return scratch + i * SPAN + b * BLOCK
+    if plan.out.direct:
         return <real*>row_pointer(plan, &plan.out, row + i) + b * BLOCK
-    return scratch + i * SPAN + (b * BLOCK if plan.stream else 0)
+    return scratch + i * SPAN
 
 
-cdef void exps_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, SoftmaxRow* r, Py_ssize_t before_row,
-                       Py_ssize_t before_rows, const SoftmaxRow* before, Outflow* outflow, real* scratch) noexcept nogil:
+cdef inline void stream_block(Plan* plan, Py_ssize_t row, Py_ssize_t b, const SoftmaxRow* r, real* e,
+                              Outflow* outflow) noexcept nogil:
+    """Let a block's results go, which are made of the exponentials e."""
+    cdef Py_ssize_t last = (plan.classes - 1) // BLOCK
+    softmax_outflow[real](e, BLOCK if b < last else plan.classes - last * BLOCK, r, b, last,
+                          row_pointer(plan, &plan.out, row) + b * BLOCK * sizeof(real), outflow)
+
+
+cdef void exps_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, SoftmaxRow* r, Py_ssize_t waiting_rows,
+                       const SoftmaxRow* before, Outflow* outflow, real* scratch) noexcept nogil:
     """The exponentials of rows of at most CHUNK classes: of one where both are read and stored in place, else of as many as
-    are scanned together. Where rows are streamed, the results of those before go from scratch meanwhile."""
-    cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, i
-    cdef bint direct = is_direct(plan), kept = plan.out.direct
+    are scanned together. The results of the rows before them that wait go from scratch meanwhile."""
+    cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, waiting = waiting_blocks(plan, sizeof(real)), b, size, i
+    cdef bint direct = is_direct(plan), kept = plan.out.direct, goes
     cdef bint stretch = (n > BLOCK and plan.n_outer == 1 and plan.operand[0].outer[0] == n * <Py_ssize_t>sizeof(real)
                          and plan.out.outer[0] == plan.operand[0].outer[0])
     cdef real* e
@@ -480,25 +499,24 @@ cdef void exps_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, SoftmaxRow* 
             elif direct and kept and plan.n_outer == 1 and row + i + rows < plan.last_row:
                 next = <const char*>(x - b * BLOCK) + rows * plan.operand[0].outer[0]
                 target = <char*>(e - b * BLOCK) + rows * plan.out.outer[0]
-            if i < before_rows:
-                softmax_outflow[real](e, size, &before[i], b, last,
-                                      row_pointer(plan, &plan.out, before_row + i) + b * BLOCK * sizeof(real), outflow)
-            elif not plan.stream:
+            goes = i < waiting_rows and b < waiting
+            if goes:
+                stream_block[real](plan, row - waiting_rows + i, b, &before[i], e, outflow)
+            elif waiting == 0 or waiting <= b < last:
                 fk_start_ahead(outflow, target, size * sizeof(real))
             softmax_block[real](x, size, b, &r[i], e, next, outflow)
-            if i < before_rows:
+            if goes:
                 finish_flow(outflow, x)
 
 
-cdef void scale_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const SoftmaxRow* r, Py_ssize_t first,
-                     Outflow* outflow, real* scratch) noexcept nogil:
-    """From exponentials to results, of the rows from the first of them on. Where the output is not contiguous, and they are
-    more than a block, exponentials are computed twice, to the same bits."""
+cdef void scale_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const SoftmaxRow* r, real* scratch) noexcept nogil:
+    """From exponentials to results, of the blocks that do not wait. Where the output is not contiguous, and they are more than
+    one, exponentials are computed twice, to the same bits."""
     cdef Py_ssize_t n = plan.classes, last = (n - 1) // BLOCK, b, size, i
     cdef bint direct = is_direct(plan), kept = plan.out.direct
     cdef real* e
     cdef const real* x
-    for b in range(last + 1):
+    for b in range(waiting_blocks(plan, sizeof(real)), last + 1):
         size = BLOCK if b < last else n - last * BLOCK
         if not kept and last > 0:
             if not direct:
@@ -508,13 +526,8 @@ cdef void scale_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const SoftmaxR
                 if direct:
                     x = <const real*>row_pointer(plan, &plan.operand[0], row + i) + b * BLOCK
                 softmax_again[real](x, size, b, &r[i], scratch + i * SPAN)
-        for i in range(first, rows):
+        for i in range(rows):
             e = softmax_place[real](plan, row, i, b, scratch)
-            if plan.stream:
-                softmax_outflow[real](e, size, &r[i], b, last,
-                                      row_pointer(plan, &plan.out, row + i) + b * BLOCK * sizeof(real), outflow)
-                finish_flow(outflow, e)
-                continue
             softmax_scale[real](e, size, &r[i], b, last)
             if plan.has_mask:
                 mask_out[real](plan, row + i, 1, b * BLOCK, size, e, SPAN, 1, 0)
@@ -522,28 +535,35 @@ cdef void scale_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const SoftmaxR
             put[real](plan, row, rows, b * BLOCK, size, scratch, SPAN, 1)
 
 
+cdef void stream_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const SoftmaxRow* r, Py_ssize_t first, Outflow* outflow,
+                      real* scratch) noexcept nogil:
+    """Let the results of rows that wait go, from the first of them on: those whose place no other row took."""
+    cdef Py_ssize_t b, i
+    for b in range(waiting_blocks(plan, sizeof(real))):
+        for i in range(first, rows):
+            stream_block[real](plan, row + i, b, &r[i], softmax_place[real](plan, row, i, b, scratch), outflow)
+            finish_flow(outflow, scratch)
+
+
 cdef void softmax_of_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     """Some rows of at most CHUNK classes, from their array to their result."""
     cdef SoftmaxRow r[2 * SIDE]
-    cdef Py_ssize_t group = mapped_rows(plan, sizeof(real)), i = 0, n, before = 0
+    cdef SoftmaxRow* before
+    cdef Py_ssize_t group = mapped_rows(plan, sizeof(real)), i = 0, n, waiting = 0
     cdef int half = 0
     cdef Outflow outflow
     fk_open_flow(&outflow)
     while i < rows:
         n = group if i + group < rows else rows - i
-        exps_of_rows[real](plan, row + i, n, r + half * SIDE, row + i - before, before, r + (1 - half) * SIDE, &outflow, scratch)
-        if not plan.stream:
-            scale_rows[real](plan, row + i, n, r + half * SIDE, 0, &outflow, scratch)
-        else:
-            # of a last group that is smaller: the rows that none took the place of
-            if n < before:
-                scale_rows[real](plan, row + i - before, before, r + (1 - half) * SIDE, n, &outflow, scratch)
-            before = n
-            half = 1 - half
+        before = r + (1 - half) * SIDE
+        exps_of_rows[real](plan, row + i, n, r + half * SIDE, waiting, before, &outflow, scratch)
+        scale_rows[real](plan, row + i, n, r + half * SIDE, scratch)
+        stream_rows[real](plan, row + i - waiting, waiting, before, n, &outflow, scratch)     # of a last group that is smaller
+        waiting = n
+        half = 1 - half
         i += n
-    if plan.stream:
-        scale_rows[real](plan, row + rows - before, before, r + (1 - half) * SIDE, 0, &outflow, scratch)
-        fk_store_held(&outflow)
+    stream_rows[real](plan, row + rows - waiting, waiting, r + (1 - half) * SIDE, 0, &outflow, scratch)
+    fk_store_held(&outflow)
 
 
 cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, const double* m,
@@ -719,12 +739,10 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
             size *= 1 + STREAMED // (LANES * plan.classes * <Py_ssize_t>sizeof(real))
             stride *= 2
     else:
-        # Exponentials that are streamed wait in scratch: 1 MiB is all that a thread may take, and they share the second-level
-        # cache with what is read.
         # A row that is still in that cache when its results are stored had their lines prefetched meanwhile, which without
         # FK_STREAMS costs less than streaming them.
         if plan.op == SOFTMAX and plan.classes <= CHUNK:
-            plan.stream = flows_out(plan) and plan.classes * <Py_ssize_t>sizeof(real) <= KEPT // 2
+            plan.stream = flows_out(plan)
         elif not FK_STREAMS and (plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT):
             plan.stream = False
         size = 4 * BLOCK // plan.classes if plan.classes > 0 else TILE
@@ -740,7 +758,9 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
         elif maps or plan.op == WEIGHTED_LOGSUMEXP:
             stride += 2 * SPAN if flows_out(plan) else SPAN
         if plan.op == SOFTMAX and plan.stream and plan.classes <= CHUNK:
-            stride = plan.classes if plan.classes > BLOCK else mapped_rows(plan, sizeof(real)) * SPAN
+            stride = waiting_blocks(plan, sizeof(real)) * BLOCK
+            if plan.classes <= BLOCK:
+                stride = mapped_rows(plan, sizeof(real)) * SPAN
     if by_columns(plan, sizeof(real)) and (chunks == 1 or threads == 1 or rows >= 2 * threads):
         size = tile_size_of_columns(plan, sizeof(real), threads)
         stride = columns_scratch(sizeof(real)) // sizeof(real)

@@ -155,6 +155,7 @@ cdef enum:
     CHUNK = 131072   # = BLOCKS * BLOCK: elements of a row that one thread takes at a time; chunks are merged in order
     STREAMED = 65536 # bytes of short rows' results stored before a fence, which costs as much as storing some of them
     KEPT = 1048576   # bytes of a row that the second-level cache keeps
+    WAITING = 917504 # bytes of a row's exponentials that wait in scratch to be scaled: in all a thread takes less than 1 MiB
     TILE = 64        # rows finished together
     BESIDE = 512     # bytes of a class of rows side by side that are prefetched together
     OPENED = 8       # rows whose maxima are found in turns
