@@ -581,6 +581,46 @@ cdef inline void add_terms(real* terms, Py_ssize_t vectors, Py_ssize_t width, do
         add_to_lane(terms + k * WIDE, width, t, t_lo)
 
 
+cdef inlined add_kl_of_lane(bint differs, const float** x, const float** y, Py_ssize_t w, double* t, double* d,
+                            uint32_t* outside) noexcept nogil:
+    """Add the KL terms of RUN vectors, from column w on, to a lane's sums, and if asked each p - q to d, for 32 registers,
+    which hold what is between. (Doubles gain nothing.)"""
+    cdef const float* x0 = x[0] + w
+    cdef const float* x1 = x[1] + w
+    cdef const float* x2 = x[2] + w
+    cdef const float* x3 = x[3] + w
+    cdef const float* y0 = y[0] + w
+    cdef const float* y1 = y[1] + w
+    cdef const float* y2 = y[2] + w
+    cdef const float* y3 = y[3] + w
+    cdef float low = smallest_q(<float>0), high = largest(<float>0), sum
+    cdef float s[LANES]     # arrays that are known to be no part of the others
+    cdef uint32_t out[LANES]
+    cdef double hi[LANES]
+    cdef int j
+    for j in range(LANES):
+        sum = kl_term_f32(x0[j], y0[j])
+        sum += kl_term_f32(x1[j], y1[j])
+        sum += kl_term_f32(x2[j], y2[j])
+        s[j] = sum + kl_term_f32(x3[j], y3[j])
+        out[j] = ((fk_outside_f32(x0[j], y0[j], low, high) | fk_outside_f32(x1[j], y1[j], low, high))
+                  | (fk_outside_f32(x2[j], y2[j], low, high) | fk_outside_f32(x3[j], y3[j], low, high)))
+    for j in range(LANES):
+        t[w + j] += s[j]
+        outside[w + j] |= out[j]
+    if not differs:
+        return
+    for j in range(LANES):
+        hi[j] = d[w + j]
+    for j in range(LANES):
+        hi[j] += <double>(x0[j] - y0[j])
+        hi[j] += <double>(x1[j] - y1[j])
+        hi[j] += <double>(x2[j] - y2[j])
+        hi[j] += <double>(x3[j] - y3[j])
+    for j in range(LANES):
+        d[w + j] = hi[j]
+
+
 cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, Py_ssize_t q_stride, Py_ssize_t n,
                      Py_ssize_t wide, Py_ssize_t across, double* sums, double* sums_lo, double* differences,
                      double* differences_lo,
@@ -604,6 +644,7 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     cdef const real* u
     cdef const char* p_ahead
     cdef const char* q_ahead
+    cdef bint fused
     cdef double* t
     cdef double* t_lo
     for w in range(width):
@@ -615,7 +656,17 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
             c = k * LANES + i
             x[k] = p + c * p_stride if c < n else absent
             y[k] = q + c * q_stride if c < n else absent
-        for k in range(vectors):
+        fused = FK_REGISTERS >= 32 and real is float and vectors == RUN
+        for w from 0 <= w < (width if fused else 0) by LANES:
+            for k in range(RUN):
+                c = k * LANES + i
+                fk_prefetch(class_ahead(p, p_stride, i, c, p_next, p_next_stride), w * sizeof(real), LANES * sizeof(real))
+                fk_prefetch(class_ahead(q, q_stride, i, c, q_next, q_next_stride), w * sizeof(real), LANES * sizeof(real))
+            if real is float and op == GENERALIZED_KL:
+                add_kl_of_lane(False, x, y, w, sums + i * across, differences + i * across, word32)
+            elif real is float:
+                add_kl_of_lane(True, x, y, w, sums + i * across, differences + i * across, word32)
+        for k in range(vectors if not fused else 0):
             c = k * LANES + i
             v = x[k]
             u = y[k]
@@ -632,8 +683,9 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
                         word32[w + j] |= fk_outside_f32(v[w + j], u[w + j], low, high)
                     else:
                         word64[w + j] |= fk_outside_f64(v[w + j], u[w + j], low, high)
-        add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
-        if op != GENERALIZED_KL:
+        if not fused:
+            add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
+        if op != GENERALIZED_KL and not fused:
             t = differences + i * across
             t_lo = differences_lo + i * across
             for w in range(width):
