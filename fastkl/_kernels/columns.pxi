@@ -546,22 +546,24 @@ cdef inline const char* later_block(const Plan* plan, Py_ssize_t row, Py_ssize_t
 
 cdef inline void add_to_lane(const real* s, Py_ssize_t width, double* t, double* t_lo) noexcept nogil:
     """add_run of a lane, the sums of a run's terms being s."""
-    cdef double hi[WIDE]
-    cdef double lo[WIDE]
+    cdef double hi[LANES]
+    cdef double lo[LANES]
     cdef Py_ssize_t w
+    cdef int j
     if real is float:
         for w in range(width):
             t[w] += s[w]
-    else:
-        for w in range(width):
-            hi[w] = t[w]
-            lo[w] = t_lo[w]
-        for w in range(width):
-            two_sum_add(&hi[w], &lo[w], s[w])
-        for w in range(width):
-            t[w] = hi[w]
-        for w in range(width):
-            t_lo[w] = lo[w]
+        return
+    for w from 0 <= w < width by LANES:
+        for j in range(LANES):
+            hi[j] = t[w + j]
+            lo[j] = t_lo[w + j]
+        for j in range(LANES):
+            two_sum_add(&hi[j], &lo[j], s[w + j])
+        for j in range(LANES):
+            t[w + j] = hi[j]
+        for j in range(LANES):
+            t_lo[w + j] = lo[j]
 
 
 cdef inline void add_terms(real* terms, Py_ssize_t vectors, Py_ssize_t width, double* t, double* t_lo) noexcept nogil:
@@ -581,10 +583,9 @@ cdef inline void add_terms(real* terms, Py_ssize_t vectors, Py_ssize_t width, do
         add_to_lane(terms + k * WIDE, width, t, t_lo)
 
 
-cdef inlined add_kl_of_lane(bint differs, const float** x, const float** y, Py_ssize_t w, double* t, double* d,
-                            uint32_t* outside) noexcept nogil:
-    """Add the KL terms of RUN vectors, from column w on, to a lane's sums, and if asked each p - q to d, for 32 registers,
-    which hold what is between. (Doubles gain nothing.)"""
+cdef inlined add_kl_of_lane(const float** x, const float** y, Py_ssize_t w, double* t, uint32_t* outside) noexcept nogil:
+    """Add the KL terms of RUN vectors, from column w on, to a lane's sums, for 32 registers, which hold what is between.
+    (Doubles gain nothing.)"""
     cdef const float* x0 = x[0] + w
     cdef const float* x1 = x[1] + w
     cdef const float* x2 = x[2] + w
@@ -596,7 +597,6 @@ cdef inlined add_kl_of_lane(bint differs, const float** x, const float** y, Py_s
     cdef float low = smallest_q(<float>0), high = largest(<float>0), sum
     cdef float s[LANES]     # arrays that are known to be no part of the others
     cdef uint32_t out[LANES]
-    cdef double hi[LANES]
     cdef int j
     for j in range(LANES):
         sum = kl_term_f32(x0[j], y0[j])
@@ -608,17 +608,33 @@ cdef inlined add_kl_of_lane(bint differs, const float** x, const float** y, Py_s
     for j in range(LANES):
         t[w + j] += s[j]
         outside[w + j] |= out[j]
-    if not differs:
-        return
+
+
+cdef inlined add_differences_of_lane(const real** x, const real** y, Py_ssize_t vectors, Py_ssize_t w, double* d,
+                                     double* d_lo) noexcept nogil:
+    """Add the p - q of some vectors, from column w on, to a lane's sums; of doubles a two-sum."""
+    cdef double hi[LANES]
+    cdef double lo[LANES]
+    cdef Py_ssize_t k
+    cdef int j
+    cdef const real* v
+    cdef const real* u
     for j in range(LANES):
         hi[j] = d[w + j]
-    for j in range(LANES):
-        hi[j] += <double>(x0[j] - y0[j])
-        hi[j] += <double>(x1[j] - y1[j])
-        hi[j] += <double>(x2[j] - y2[j])
-        hi[j] += <double>(x3[j] - y3[j])
+        lo[j] = d_lo[w + j]
+    for k in range(vectors):
+        v = x[k] + w
+        u = y[k] + w
+        for j in range(LANES):
+            if real is float:
+                hi[j] += <double>(v[j] - u[j])
+            else:
+                two_sum_add(&hi[j], &lo[j], v[j] - u[j])
     for j in range(LANES):
         d[w + j] = hi[j]
+    if real is double:
+        for j in range(LANES):
+            d_lo[w + j] = lo[j]
 
 
 cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, Py_ssize_t q_stride, Py_ssize_t n,
@@ -629,7 +645,6 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     """Add n classes, at most a run, to what kl_lanes gives for each lane; odd are those of columns."""
     cdef real terms[RUN * WIDE]
     cdef double hi[WIDE]
-    cdef double lo[WIDE]
     cdef uint32_t word32[WIDE]
     cdef uint64_t word64[WIDE]
     cdef real absent[WIDE]
@@ -646,7 +661,6 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     cdef const char* q_ahead
     cdef bint fused
     cdef double* t
-    cdef double* t_lo
     for w in range(width):
         absent[w] = low
         word32[w] = odd32[w]
@@ -662,10 +676,10 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
                 c = k * LANES + i
                 fk_prefetch(class_ahead(p, p_stride, i, c, p_next, p_next_stride), w * sizeof(real), LANES * sizeof(real))
                 fk_prefetch(class_ahead(q, q_stride, i, c, q_next, q_next_stride), w * sizeof(real), LANES * sizeof(real))
-            if real is float and op == GENERALIZED_KL:
-                add_kl_of_lane(False, x, y, w, sums + i * across, differences + i * across, word32)
-            elif real is float:
-                add_kl_of_lane(True, x, y, w, sums + i * across, differences + i * across, word32)
+            if real is float:
+                add_kl_of_lane(x, y, w, sums + i * across, word32)
+                if op != GENERALIZED_KL:
+                    add_differences_of_lane(x, y, RUN, w, differences + i * across, differences_lo + i * across)
         for k in range(vectors if not fused else 0):
             c = k * LANES + i
             v = x[k]
@@ -685,25 +699,11 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
                         word64[w + j] |= fk_outside_f64(v[w + j], u[w + j], low, high)
         if not fused:
             add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
-        if op != GENERALIZED_KL and not fused:
-            t = differences + i * across
-            t_lo = differences_lo + i * across
-            for w in range(width):
-                hi[w] = t[w]
-                lo[w] = t_lo[w]
-            for k in range(vectors):
-                v = x[k]
-                u = y[k]
-                for w in range(width):
-                    if real is float:
-                        hi[w] += <double>(v[w] - u[w])
-                    else:
-                        two_sum_add(&hi[w], &lo[w], v[w] - u[w])
-            for w in range(width):
-                t[w] = hi[w]
-            if real is double:
-                for w in range(width):
-                    t_lo[w] = lo[w]
+        for w from 0 <= w < (width if op != GENERALIZED_KL and not fused else 0) by LANES:
+            if vectors == RUN:
+                add_differences_of_lane(x, y, RUN, w, differences + i * across, differences_lo + i * across)
+            else:
+                add_differences_of_lane(x, y, vectors, w, differences + i * across, differences_lo + i * across)
         if op == KL_NORMALIZED:
             t = masses + i * across
             for w in range(width):
