@@ -660,6 +660,9 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     cdef const char* p_ahead
     cdef const char* q_ahead
     cdef bint fused
+    cdef double quotient[WIDE]     # of doubles' terms: two loops as in kl_strips
+    cdef double gap[WIDE]
+    cdef double near[WIDE]
     cdef double* t
     for w in range(width):
         absent[w] = low
@@ -689,14 +692,19 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
             for w from 0 <= w < width by LANES:
                 fk_prefetch(p_ahead, w * sizeof(real), LANES * sizeof(real))
                 fk_prefetch(q_ahead, w * sizeof(real), LANES * sizeof(real))
+                if real is double:
+                    for j in range(LANES):
+                        kl_cut_f64(v[w + j], u[w + j], &quotient[w + j], &gap[w + j], &near[w + j])
+                        word64[w + j] |= fk_outside_words_f64(v[w + j], u[w + j], low, high)
+                    continue
                 for j in range(LANES):
                     e[j] = kl_term(v[w + j], u[w + j])
                 for j in range(LANES):
                     terms[k * WIDE + w + j] = e[j]
-                    if real is float:
-                        word32[w + j] |= fk_outside_f32(v[w + j], u[w + j], low, high)
-                    else:
-                        word64[w + j] |= fk_outside_f64(v[w + j], u[w + j], low, high)
+                    word32[w + j] |= fk_outside_f32(v[w + j], u[w + j], low, high)
+            if real is double:
+                for w in range(width):
+                    terms[k * WIDE + w] = kl_join_f64(v[w], quotient[w], gap[w], near[w])
         if not fused:
             add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
         for w from 0 <= w < (width if op != GENERALIZED_KL and not fused else 0) by LANES:
