@@ -127,8 +127,8 @@ cdef inline const real* without_absent(const real* v, Py_ssize_t wide, const Col
 
 
 cdef inlined raise_tops_of_lane(const real** v, Py_ssize_t w, const real* number, real* tops, real* numbers) noexcept nogil:
-    """Keep the larger ones of a lane's maxima and those of RUN vectors, from column w on, and the number of the vector of
-    each."""
+    """Keep the larger ones of a lane's maxima and those of RUN vectors, from column w on, and, unless numbers is NULL, the
+    number of the vector of each."""
     cdef const real* v0 = v[0] + w
     cdef const real* v1 = v[1] + w
     cdef const real* v2 = v[2] + w
@@ -137,6 +137,14 @@ cdef inlined raise_tops_of_lane(const real** v, Py_ssize_t w, const real* number
     cdef real u[LANES]
     cdef real top, of
     cdef int j
+    if numbers == NULL:
+        for j in range(LANES):
+            t[j] = tops[w + j]
+        for j in range(LANES):
+            t[j] = larger(v3[j], larger(v2[j], larger(v1[j], larger(v0[j], t[j]))))
+        for j in range(LANES):
+            tops[w + j] = t[j]
+        return
     for j in range(LANES):
         top = tops[w + j]
         of = numbers[w + j]
@@ -159,8 +167,8 @@ cdef inlined raise_tops_of_lane(const real** v, Py_ssize_t w, const real* number
 cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, Py_ssize_t across, const Columns* r,
                       Py_ssize_t c, Py_ssize_t at, real* tops, real* numbers, const char* next,
                       Py_ssize_t next_stride) noexcept nogil:
-    """Maxima of each lane, and the numbers of the first vectors with them, of n classes, at most a run, from the c-th of a
-    block on."""
+    """Maxima of each lane, and unless numbers is NULL the numbers of the first vectors with them, of n classes, at most a run,
+    from the c-th of a block on."""
     cdef real spare[RUN * WIDE]
     cdef real absent[WIDE]
     cdef real number[RUN]
@@ -182,7 +190,10 @@ cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t
         for w from 0 <= w < width by LANES:
             for k in range(RUN):
                 fk_prefetch(ahead[k], w * sizeof(real), LANES * sizeof(real))
-            raise_tops_of_lane(v, w, number, tops + i * across, numbers + i * across)
+            if numbers == NULL:
+                raise_tops_of_lane(v, w, number, tops + i * across, NULL)
+            else:
+                raise_tops_of_lane(v, w, number, tops + i * across, numbers + i * across)
 
 
 cdef inlined add_exps_of_lane(int op, const real* e, Py_ssize_t vectors, Py_ssize_t width, double* t,
@@ -376,7 +387,7 @@ cdef void leave_out_labels(const Plan* plan, const Py_ssize_t* index, Py_ssize_t
 
 cdef void tops_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
                           const Columns* r, real* tops, Py_ssize_t* top_at, real* scratch) noexcept nogil:
-    """Each column's maximum in a block, and which class find_top would name."""
+    """Each column's maximum in a block, and, unless top_at is NULL, which class find_top would name."""
     cdef Py_ssize_t width = padded(rows), c, size, i, w, whole, at, stride, wide
     cdef real* of_lanes = lane_tops(scratch, 0)
     cdef real* numbers = lane_tops(scratch, 1)
@@ -392,7 +403,7 @@ cdef void tops_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_
         at = 0
         while at < rows:
             x = part_of_run[real](plan, 0, row, rows, start + c, size, whole, at, scratch, &stride, &wide, &next)
-            top_columns(x, stride, size, wide, width, r, c, at, of_lanes + at, numbers + at, next,
+            top_columns(x, stride, size, wide, width, r, c, at, of_lanes + at, numbers + at if top_at != NULL else NULL, next,
                         last_stride(plan.n_inner, plan.operand[0].inner))
             at += wide
     for w in range(width):
@@ -401,6 +412,8 @@ cdef void tops_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_
     for i in range(LANES):
         for w in range(width):
             tops[w] = larger(of_lanes[i * width + w], tops[w])
+    if top_at == NULL:
+        return
     i = LANES
     while i > 0:
         i -= 1
@@ -937,10 +950,9 @@ cdef void softmax_block_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t row
     """softmax_block of some columns, without the exponentials."""
     cdef real tops[WIDE]
     cdef real m[WIDE]
-    cdef Py_ssize_t top_at[WIDE]
     cdef Py_ssize_t w
     cdef double top
-    tops_of_columns[real](plan, row, rows, b * BLOCK, n, r, tops, top_at, scratch)
+    tops_of_columns[real](plan, row, rows, b * BLOCK, n, r, tops, NULL, scratch)
     for w in range(padded(rows)):
         m[w] = 0
     for w in range(rows):
