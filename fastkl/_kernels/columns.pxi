@@ -672,7 +672,6 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     cdef const real* u
     cdef const char* p_ahead
     cdef const char* q_ahead
-    cdef bint fused
     cdef double quotient[WIDE]     # of doubles' terms: two loops as in kl_strips
     cdef double gap[WIDE]
     cdef double near[WIDE]
@@ -686,45 +685,45 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
             c = k * LANES + i
             x[k] = p + c * p_stride if c < n else absent
             y[k] = q + c * q_stride if c < n else absent
-        fused = FK_REGISTERS >= 32 and real is float and vectors == RUN
-        for w from 0 <= w < (width if fused else 0) by LANES:
-            for k in range(RUN):
-                c = k * LANES + i
-                fk_prefetch(class_ahead(p, p_stride, i, c, p_next, p_next_stride), w * sizeof(real), LANES * sizeof(real))
-                fk_prefetch(class_ahead(q, q_stride, i, c, q_next, q_next_stride), w * sizeof(real), LANES * sizeof(real))
-            if real is float:
-                add_kl_of_lane(x, y, w, sums + i * across, word32)
+        if FK_REGISTERS >= 32 and real is float and vectors == RUN:
+            for w from 0 <= w < width by LANES:
+                for k in range(RUN):
+                    c = k * LANES + i
+                    fk_prefetch(class_ahead(p, p_stride, i, c, p_next, p_next_stride), w * sizeof(real), LANES * sizeof(real))
+                    fk_prefetch(class_ahead(q, q_stride, i, c, q_next, q_next_stride), w * sizeof(real), LANES * sizeof(real))
+                if real is float:
+                    add_kl_of_lane(x, y, w, sums + i * across, word32)
                 if op != GENERALIZED_KL:
                     add_differences_of_lane(x, y, RUN, w, differences + i * across, differences_lo + i * across)
-        for k in range(vectors if not fused else 0):
-            c = k * LANES + i
-            v = x[k]
-            u = y[k]
-            p_ahead = class_ahead(p, p_stride, i, c, p_next, p_next_stride)
-            q_ahead = class_ahead(q, q_stride, i, c, q_next, q_next_stride)
-            for w from 0 <= w < width by LANES:
-                fk_prefetch(p_ahead, w * sizeof(real), LANES * sizeof(real))
-                fk_prefetch(q_ahead, w * sizeof(real), LANES * sizeof(real))
+        else:
+            for k in range(vectors):
+                c = k * LANES + i
+                v = x[k]
+                u = y[k]
+                p_ahead = class_ahead(p, p_stride, i, c, p_next, p_next_stride)
+                q_ahead = class_ahead(q, q_stride, i, c, q_next, q_next_stride)
+                for w from 0 <= w < width by LANES:
+                    fk_prefetch(p_ahead, w * sizeof(real), LANES * sizeof(real))
+                    fk_prefetch(q_ahead, w * sizeof(real), LANES * sizeof(real))
+                    if real is float:
+                        for j in range(LANES):
+                            e[j] = kl_term_f32(v[w + j], u[w + j])
+                        for j in range(LANES):
+                            terms[k * WIDE + w + j] = e[j]
+                            word32[w + j] |= fk_outside_f32(v[w + j], u[w + j], low, high)
+                    else:
+                        for j in range(LANES):
+                            kl_cut_f64(v[w + j], u[w + j], &quotient[w + j], &gap[w + j], &near[w + j])
+                            word64[w + j] |= fk_outside_words_f64(v[w + j], u[w + j], low, high)
                 if real is double:
-                    for j in range(LANES):
-                        kl_cut_f64(v[w + j], u[w + j], &quotient[w + j], &gap[w + j], &near[w + j])
-                        word64[w + j] |= fk_outside_words_f64(v[w + j], u[w + j], low, high)
-                    continue
-                for j in range(LANES):
-                    e[j] = kl_term(v[w + j], u[w + j])
-                for j in range(LANES):
-                    terms[k * WIDE + w + j] = e[j]
-                    word32[w + j] |= fk_outside_f32(v[w + j], u[w + j], low, high)
-            if real is double:
-                for w in range(width):
-                    terms[k * WIDE + w] = kl_join_f64(v[w], quotient[w], gap[w], near[w])
-        if not fused:
+                    for w in range(width):
+                        terms[k * WIDE + w] = kl_join_f64(v[w], quotient[w], gap[w], near[w])
             add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
-        for w from 0 <= w < (width if op != GENERALIZED_KL and not fused else 0) by LANES:
-            if vectors == RUN:
-                add_differences_of_lane(x, y, RUN, w, differences + i * across, differences_lo + i * across)
-            else:
-                add_differences_of_lane(x, y, vectors, w, differences + i * across, differences_lo + i * across)
+            for w from 0 <= w < (width if op != GENERALIZED_KL else 0) by LANES:
+                if vectors == RUN:
+                    add_differences_of_lane(x, y, RUN, w, differences + i * across, differences_lo + i * across)
+                else:
+                    add_differences_of_lane(x, y, vectors, w, differences + i * across, differences_lo + i * across)
         if op == KL_NORMALIZED:
             t = masses + i * across
             for w in range(width):

@@ -38,7 +38,6 @@ cdef extern from "vmath.h" nogil:
     float kl_term_f32(float p, float q)
     void kl_cut_f32(float p, float q, float* w, float* d, float* near, float* far)
     float kl_join_f32(float p, float w, float d, float near, float far)
-    double kl_term_f64(double p, double q)
     void kl_cut_f64(double p, double q, double* w, double* d, double* near)
     void kl_cut_by_f64(double p, double q, double p_less_q, double* w, double* d, double* near)
     double kl_join_f64(double p, double w, double d, double near)
@@ -187,14 +186,7 @@ cdef inline real shannon_term(real p) noexcept nogil:
         return shannon_term_f64(p)
 
 
-cdef inline real kl_term(real p, real q) noexcept nogil:
-    if real is float:
-        return kl_term_f32(p, q)
-    else:
-        return kl_term_f64(p, q)
-
-
-# The same in steps, see vmath.h.
+# In steps, see vmath.h.
 
 cdef inline void exp_cut(real x, real* r, real* scale) noexcept nogil:
     if real is float:

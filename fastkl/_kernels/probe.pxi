@@ -9,6 +9,7 @@ cdef extern from "vmath.h" nogil:
     double log1p_unit_f64(double y)
     float log1m_f32(float y)
     double log1m_f64(double y)
+    double kl_term_f64(double p, double q)
 
 cdef enum:
     SHAPES = 7
@@ -35,7 +36,10 @@ cdef void apply_vmath(int which, const real* x, const real* y, const real* z, re
             out[i] = log_of(x[i])
     elif which == 2:
         for i in range(n):
-            out[i] = kl_term(x[i], y[i])
+            if real is float:
+                out[i] = kl_term_f32(x[i], y[i])
+            else:
+                out[i] = kl_term_f64(x[i], y[i])
     elif which == UNITS:
         for i in range(n):
             if real is float:
