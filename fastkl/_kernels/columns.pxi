@@ -140,8 +140,10 @@ cdef inlined raise_tops_of_lane(const real** v, Py_ssize_t w, const real* number
     if numbers == NULL:
         for j in range(LANES):
             t[j] = tops[w + j]
-        for j in range(LANES):
-            t[j] = larger(v3[j], larger(v2[j], larger(v1[j], larger(v0[j], t[j]))))
+        raise_tops(v0, t)
+        raise_tops(v1, t)
+        raise_tops(v2, t)
+        raise_tops(v3, t)
         for j in range(LANES):
             tops[w + j] = t[j]
         return
@@ -190,7 +192,7 @@ cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t
         for w from 0 <= w < width by LANES:
             for k in range(RUN):
                 fk_prefetch(ahead[k], w * sizeof(real), LANES * sizeof(real))
-            if numbers == NULL:
+            if numbers == NULL:     # known to the compiler: either becomes a loop without the question
                 raise_tops_of_lane(v, w, number, tops + i * across, NULL)
             else:
                 raise_tops_of_lane(v, w, number, tops + i * across, numbers + i * across)
@@ -672,6 +674,8 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     cdef const real* u
     cdef const char* p_ahead
     cdef const char* q_ahead
+    cdef const char* p_places[RUN]
+    cdef const char* q_places[RUN]
     cdef double quotient[WIDE]     # of doubles' terms: two loops as in kl_strips
     cdef double gap[WIDE]
     cdef double near[WIDE]
@@ -686,11 +690,14 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
             x[k] = p + c * p_stride if c < n else absent
             y[k] = q + c * q_stride if c < n else absent
         if FK_REGISTERS >= 32 and real is float and vectors == RUN:
+            for k in range(RUN):
+                c = k * LANES + i
+                p_places[k] = class_ahead(p, p_stride, i, c, p_next, p_next_stride)
+                q_places[k] = class_ahead(q, q_stride, i, c, q_next, q_next_stride)
             for w from 0 <= w < width by LANES:
                 for k in range(RUN):
-                    c = k * LANES + i
-                    fk_prefetch(class_ahead(p, p_stride, i, c, p_next, p_next_stride), w * sizeof(real), LANES * sizeof(real))
-                    fk_prefetch(class_ahead(q, q_stride, i, c, q_next, q_next_stride), w * sizeof(real), LANES * sizeof(real))
+                    fk_prefetch(p_places[k], w * sizeof(real), LANES * sizeof(real))
+                    fk_prefetch(q_places[k], w * sizeof(real), LANES * sizeof(real))
                 if real is float:
                     add_kl_of_lane(x, y, w, sums + i * across, word32)
                 if op != GENERALIZED_KL:
@@ -720,7 +727,7 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
                         terms[k * WIDE + w] = kl_join_f64(v[w], quotient[w], gap[w], near[w])
             add_terms(terms, vectors, width, sums + i * across, sums_lo + i * across)
             for w from 0 <= w < (width if op != GENERALIZED_KL else 0) by LANES:
-                if vectors == RUN:
+                if vectors == RUN:     # known to the compiler, which then has no loop
                     add_differences_of_lane(x, y, RUN, w, differences + i * across, differences_lo + i * across)
                 else:
                     add_differences_of_lane(x, y, vectors, w, differences + i * across, differences_lo + i * across)

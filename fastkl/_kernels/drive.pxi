@@ -739,8 +739,8 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
             size *= 1 + STREAMED // (LANES * plan.classes * <Py_ssize_t>sizeof(real))
             stride *= 2
     else:
-        # A row that is still in that cache when its results are stored had their lines prefetched meanwhile, which without
-        # FK_STREAMS costs less than streaming them.
+        # A row that is still in the second-level cache when its results are stored had their lines prefetched meanwhile, which
+        # without FK_STREAMS costs less than streaming them.
         if plan.op == SOFTMAX and plan.classes <= CHUNK:
             plan.stream = flows_out(plan)
         elif not FK_STREAMS and (plan.op == SOFTMAX or plan.classes * <Py_ssize_t>sizeof(real) <= KEPT):
@@ -758,9 +758,10 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
         elif maps or plan.op == WEIGHTED_LOGSUMEXP:
             stride += 2 * SPAN if flows_out(plan) else SPAN
         if plan.op == SOFTMAX and plan.stream and plan.classes <= CHUNK:
-            stride = waiting_blocks(plan, sizeof(real)) * BLOCK
             if plan.classes <= BLOCK:
                 stride = mapped_rows(plan, sizeof(real)) * SPAN
+            else:
+                stride = waiting_blocks(plan, sizeof(real)) * BLOCK
     if by_columns(plan, sizeof(real)) and (chunks == 1 or threads == 1 or rows >= 2 * threads):
         size = tile_size_of_columns(plan, sizeof(real), threads)
         stride = columns_scratch(sizeof(real)) // sizeof(real)

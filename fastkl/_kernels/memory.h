@@ -661,7 +661,7 @@ FK_INLINE void fk_store_held(fk_outflow *out) {
         if (head > n) head = n;                                                                      \
         lines = (n - head) / width;                                                                  \
         out->step = step, out->A = a, out->B = b;                                                    \
-        if (out->held_at && out->held_at + out->held_to != to) fk_store_held(out);                                   \
+        if (out->held_at && out->held_at + out->held_to != to) fk_store_held(out);                   \
         if (head) HOLD(out, to, x, head);                                                            \
         out->to = to + head * (ptrdiff_t)sizeof(REAL), out->of = (const char *)(x + head), out->lines = lines; \
         head += lines * width;                                                                       \
