@@ -1022,18 +1022,18 @@ cdef void scan_chunks_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Co
         start = stop
 
 
-cdef void tile_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+cdef Py_ssize_t tile_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     """tile_rows of columns, at most a stretch."""
     cdef Sums a
     cdef Columns* r = columns_of(scratch)
     cdef double factors[TILE]
     cdef real m[WIDE]
     cdef real k[WIDE]
-    cdef Py_ssize_t first = 0, w, n
+    cdef Py_ssize_t first = 0, kept = 0, w, n
     cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
     if plan.op == SOFTMAX and plan.classes <= CHUNK:
         softmax_of_columns[real](plan, row, rows, scratch)
-        return
+        return 0
     while first < rows and plan.has_labels:
         n = TILE if first + TILE < rows else rows - first
         read_labels[real](plan, row + first, n, &a, NULL)
@@ -1055,9 +1055,10 @@ cdef void tile_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratc
                 m[first + w] = <real>a.m[w]
                 k[first + w] = <real>factors[w]
         else:
-            finish_rows[real](plan, row + first, n, &a, scratch)
+            kept += finish_rows[real](plan, row + first, n, &a, scratch)
         first += n
     if maps:
         for w in range(rows, padded(rows)):
             m[w] = k[w] = 0
         map_of_columns[real](plan, row, rows, 0, plan.classes, m, k, plan.op == LOG_SOFTMAX, 1, scratch)
+    return kept

@@ -27,7 +27,7 @@ cdef inlined prefetch_sides(const Plan* plan, const Operand* a, Py_ssize_t row, 
             fk_prefetch_far(start, BESIDE)
 
 
-cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+cdef Py_ssize_t tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     """Up to TILE rows; of softmax and log_softmax any number. What the next rows hold is prefetched inside the loops that
     compute, and so are the lines that the result will fill: memory and arithmetic overlap."""
     cdef Sums a
@@ -70,8 +70,7 @@ cdef void tile_across(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch
     if plan.stream:
         finish_flow(&outflow, x)
         fk_store_held(&outflow)
-    if not maps:
-        finish_rows[real](plan, row, rows, &a, scratch)
+    return 0 if maps else finish_rows[real](plan, row, rows, &a, scratch)
 
 
 cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real* turned, Outflow* outflow) noexcept nogil:
@@ -375,7 +374,7 @@ cdef void scan_chunks(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const Py_ssiz
         start = stop
 
 
-cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+cdef Py_ssize_t tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     """Some rows, up to TILE, one after another or in groups."""
     cdef Sums a
     cdef State states[TILE]
@@ -387,7 +386,7 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     cdef bint flows = plan.op == LOG_SOFTMAX and flows_out(plan)
     if plan.op == SOFTMAX and plan.classes <= CHUNK:
         softmax_of_rows[real](plan, row, rows, scratch)
-        return
+        return 0
     before.row = row
     before.rows = 0
     before.m = a.m
@@ -418,18 +417,17 @@ cdef void tile_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) 
     if flows:
         map_rows[real](plan, before.row, before.rows, 0, plan.classes, before.m, before.k, &outflow, scratch)
         fk_store_held(&outflow)
-    else:
-        finish_tile[real](plan, row, rows, &a, scratch)
+        return 0
+    return finish_tile[real](plan, row, rows, &a, scratch)
 
 
-cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* scratch) noexcept nogil:
+cdef Py_ssize_t finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* scratch) noexcept nogil:
     """From sums to results: numbers per row, or the second pass over the rows."""
     cdef double k[TILE]
     cdef Outflow outflow
     cdef Py_ssize_t i = 0, n, group = mapped_rows(plan, sizeof(real))
     if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
-        finish_rows[real](plan, row, rows, a, scratch)
-        return
+        return finish_rows[real](plan, row, rows, a, scratch)
     map_factors(a, rows, plan.op == LOG_SOFTMAX, real is float, k)
     fk_open_flow(&outflow)
     while i < rows:
@@ -437,6 +435,7 @@ cdef void finish_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
         map_rows[real](plan, row + i, n, 0, plan.classes, a.m + i, k + i, &outflow, scratch)
         i += group
     fk_store_held(&outflow)
+    return 0
 
 
 cdef inline Py_ssize_t waiting_blocks(const Plan* plan, size_t itemsize) noexcept nogil:
@@ -612,8 +611,9 @@ cdef void map_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start
         finish_flow(outflow, scratch)
 
 
-cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* like) noexcept nogil:
-    """One number per row, and the sign where it is asked for."""
+cdef Py_ssize_t finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real* like) noexcept nogil:
+    """One number per row, and the sign where it is asked for. Returns how many rows have a label that is not ignored: counted
+    in the plan, they would take its cache line from the other threads at every tile."""
     cdef double result[TILE]
     cdef double extra[TILE]
     cdef Py_ssize_t j, kept = 0
@@ -625,7 +625,6 @@ cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
         finish_label_loss(a, rows, real is float, result)
         for j in range(rows):
             kept += a.index[j] != IGNORED
-        fk_add_count(&plan.kept, kept)
     elif plan.op == ENTROPY_OF_LOGITS:
         finish_entropy_of_logits(a, rows, plan.scale, real is float, result)
     elif is_pointwise(plan.op):
@@ -639,23 +638,26 @@ cdef void finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a, real
     put_rows[real](plan, &plan.out, row, rows, result, like)
     if plan.has_sign:
         put_rows[real](plan, &plan.sign, row, rows, extra, like)
+    return kept
 
 
 # ---- tasks and threads -----------------------------------------------------------------------------------------------------
 
-cdef void one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, real* scratch) noexcept nogil:
+cdef Py_ssize_t one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, real* scratch) noexcept nogil:
+    """Tile t, and how many of its rows are kept."""
     cdef Py_ssize_t row = plan.first_row + t * size
-    cdef Py_ssize_t rows = size if row + size < plan.last_row else plan.last_row - row
+    cdef Py_ssize_t rows = size if row + size < plan.last_row else plan.last_row - row, kept
     cdef unsigned int mode = fk_default_mode()
     if across:
-        tile_across[real](plan, row, rows, scratch)
+        kept = tile_across[real](plan, row, rows, scratch)
     elif by_columns(plan, sizeof(real)):
-        tile_columns[real](plan, row, rows, scratch)
+        kept = tile_columns[real](plan, row, rows, scratch)
     else:
-        tile_rows[real](plan, row, rows, scratch)
+        kept = tile_rows[real](plan, row, rows, scratch)
     if plan.stream:
         fk_stream_end()
     fk_restore_mode(mode)
+    return kept
 
 
 cdef void one_chunk(Plan* plan, Py_ssize_t t, Py_ssize_t chunks, const Sums* labels, bint totals, const State* rows,
@@ -711,7 +713,7 @@ cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch,
             merge(plan, &states[i * chunks], &states[i * chunks + t])
         keep_state(&states[i * chunks], i, &a)
     if plan.op != SOFTMAX and plan.op != LOG_SOFTMAX:
-        finish_rows[real](plan, plan.first_row, rows, &a, scratch)
+        plan.kept = finish_rows[real](plan, plan.first_row, rows, &a, scratch)
         fk_restore_mode(mode)
         return
     map_factors(&a, rows, plan.op == LOG_SOFTMAX, real is float, k)
@@ -722,7 +724,7 @@ cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch,
 
 cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     """Run a plan; returns -1 where memory for the threads' scratch is not to be had."""
-    cdef Py_ssize_t rows = plan.last_row - plan.first_row, chunks, size, tiles, t, stride
+    cdef Py_ssize_t rows = plan.last_row - plan.first_row, chunks, size, tiles, t, stride, kept = 0
     cdef bint across = plan.classes <= ACROSS and plan.op != WEIGHTED_LOGSUMEXP
     cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
     cdef real* scratch = NULL
@@ -780,10 +782,11 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     elif threads == 1:
         # No parallel region: a forked child of a process that had one would hang in it.
         for t in range(tiles):
-            one_tile[real](plan, t, size, across, scratch)
+            plan.kept += one_tile[real](plan, t, size, across, scratch)
     else:
         for t in prange(tiles, num_threads=threads, schedule="static"):
-            one_tile[real](plan, t, size, across, scratch + threadid() * stride)
+            kept += one_tile[real](plan, t, size, across, scratch + threadid() * stride)
+        plan.kept = kept
     free(states)
     free(scratch)
     return 0

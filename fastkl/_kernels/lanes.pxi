@@ -115,7 +115,6 @@ cdef extern from "memory.h" nogil:
     uint64_t fk_label(const char* p, int storage, int swap)
     void fk_labels(const char* p, Py_ssize_t stride, Py_ssize_t n, int storage, int swap, uint64_t* labels)
     void fk_record_bad_label(Py_ssize_t* bad_row, uint64_t* bad_label, char* lock, Py_ssize_t row, uint64_t label)
-    void fk_add_count(Py_ssize_t* count, Py_ssize_t n)
 
 cdef extern from *:
     """

@@ -810,6 +810,4 @@ static void fk_record_bad_label(ptrdiff_t *bad_row, uint64_t *bad_label, char *l
     __atomic_clear(lock, __ATOMIC_RELEASE);
 }
 
-FK_INLINE void fk_add_count(ptrdiff_t *count, ptrdiff_t n) { __atomic_fetch_add(count, n, __ATOMIC_RELAXED); }
-
 #endif
