@@ -164,12 +164,14 @@ def unusual_columns(operation: Operation, size: int, columns: int, dtype: Any, r
     return arrays
 
 
-# A tile's edges: a vector, a stretch of either type; those of a lane, a run, a block and a chunk.
+# A tile's edges: a vector, a stretch of either type; those of a lane, a run, a block and a chunk; a few columns, whose
+# classes are read several at a time.
 @pytest.mark.parametrize(
     ("size", "columns"),
     [(size, columns) for size in (255, 256, 257) for columns in (15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257)]
     + [(size, columns) for size in (288, 352, 353, 384, 385, 4095, 4096, 4097, 4225) for columns in (17, 33, 100)]
-    + [(9000, 257), (131_072, 16), (131_073, 17), (131_072, 32), (131_073, 33)],
+    + [(size, columns) for size in (257, 287, 352, 417, 4129) for columns in (2, 3, 5, 8, 12, 63, 64, 65)]
+    + [(9000, 257), (131_072, 16), (131_073, 17), (131_072, 32), (131_073, 33), (131_105, 4), (262_145, 100)],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
@@ -196,8 +198,12 @@ def test_of_columns(
         assert_rows_same(out.T, rows, "between other columns")
         if columns % 2 == 0 and right.ndim == 2 and mask is None:
             middle = [v.reshape(2, columns // 2, size).swapaxes(1, 2).copy() for v in arrays if v.ndim == 2]
-            got = oracle.evaluate(fk, operation, middle, axis=1)
-            assert_rows_same(got.swapaxes(1, 2).reshape(columns, size), rows, "along the middle axis")
+            for n_threads in (1, 3):
+                got = oracle.evaluate(fk, operation, middle, axis=1, n_threads=n_threads)
+                assert_rows_same(got.swapaxes(1, 2).reshape(columns, size), rows, f"middle axis, {n_threads} threads")
+        if right.ndim == 2 and mask is None:
+            oracle.evaluate(fk, operation, down, axis=0, out=down[0], n_threads=3)
+            assert_rows_same(down[0].T, rows, "in place")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 10, 16])

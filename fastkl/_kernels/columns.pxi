@@ -9,6 +9,10 @@
 # Most numbers are read where they lie. What is masked is copied, and so are the columns after the last whole GRAIN where the
 # array does not go on behind them; sums of columns that only fill a GRAIN are not read. Of a class with elements that are to
 # be left out of their columns (the label, the maximum) the stretch is copied, with -inf there.
+#
+# A few columns without gaps between their classes are not a stretch. There the loops take several classes, of neighbouring
+# lanes, as one of several times as many columns: what is at sums[lane * across + column] otherwise is at the same place. The
+# unit is how many classes are taken as one: a power of two up to LANES, so that a unit is in whole strips, or 1.
 
 from libc.stdint cimport int16_t
 
@@ -18,6 +22,8 @@ cdef enum:
     WIDE = 256          # columns of a tile, at most: STRETCH // itemsize of the smaller type
     STRETCH = 1024      # bytes of a class that are read together: memory is not read well in much shorter ones
     LOOSE = 32          # bytes of columns that are copied together to take the form that is right for every double
+    NARROW = 128        # fewer columns are a few
+    FLAT = 4096         # = LANES * NARROW
 
 
 # What is known of the columns of a tile while they are read; m and s as in SoftmaxRow.
@@ -28,13 +34,40 @@ cdef struct Columns:
     double label[WIDE]
     double m[BLOCKS][WIDE]
     double s[WIDE]
-    int16_t absent[BLOCK]       # of each class of a block an element that is left out, or -1: w is column w's label,
-    int16_t others[2 * WIDE]    # WIDE + w its maximum; and of each such element another one of the same class, or -1
+    int16_t absent[BLOCK]       # of each unit of a block an element that is left out, or -1: w is column w's label,
+    int16_t others[2 * WIDE]    # WIDE + w its maximum; and of each such element another one of the same unit, or -1,
+    int16_t places[2 * WIDE]    # and where it stands in the unit
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t columns) noexcept nogil:
     """The width of so many columns in a copy."""
     return (columns + GRAIN - 1) // GRAIN * GRAIN
+
+
+cdef inline bint without_gaps(const Plan* plan, const Operand* a, size_t itemsize) noexcept nogil:
+    """Whether the classes of an array's columns follow on one another."""
+    return (a.plain and plan.n_inner == 1 and a.outer[plan.n_outer - 1] == <Py_ssize_t>itemsize
+            and a.inner[0] == plan.outer_shape[plan.n_outer - 1] * <Py_ssize_t>itemsize)
+
+
+cdef inline bint chunks_suffice(const Plan* plan, int threads) noexcept nogil:
+    """Whether threads that share the chunks of the same columns have about as much to do each."""
+    return threads == 1 or plan.classes >= 4 * threads * <Py_ssize_t>CHUNK
+
+
+cdef inline Py_ssize_t unit_of(const Plan* plan, size_t itemsize, int threads) noexcept nogil:
+    """How many classes the loops take as one: all columns go to one thread then, or chunk by chunk to several."""
+    cdef Py_ssize_t columns = plan.outer_shape[plan.n_outer - 1] if plan.n_outer > 0 else NARROW, unit = LANES
+    cdef int i
+    if (columns >= NARROW or plan.has_mask or plan.first_row % columns or plan.last_row % columns
+            or (columns > 2 * GRAIN and not chunks_suffice(plan, threads))):
+        return 1
+    for i in range(plan.operands):
+        if plan.operand[i].divisor != 1 or not without_gaps(plan, &plan.operand[i], itemsize):
+            return 1
+    while unit * columns > WIDE and unit // 2 * columns % GRAIN == 0:
+        unit //= 2
+    return unit
 
 
 cdef inline bint by_columns(const Plan* plan, size_t itemsize) noexcept nogil:
@@ -46,7 +79,7 @@ cdef inline bint by_columns(const Plan* plan, size_t itemsize) noexcept nogil:
                        or plan.op == CROSS_ENTROPY or plan.op == KL or plan.op == KL_NORMALIZED
                        or plan.op == GENERALIZED_KL)
     if (not taken or plan.normalize or plan.classes <= ACROSS or plan.n_outer == 0
-            or plan.outer_shape[plan.n_outer - 1] < GRAIN):
+            or (plan.outer_shape[plan.n_outer - 1] < GRAIN and plan.unit == 1)):
         return False
     for i in range(plan.operands):
         a = &plan.operand[i]
@@ -56,9 +89,12 @@ cdef inline bint by_columns(const Plan* plan, size_t itemsize) noexcept nogil:
 
 
 cdef inline Py_ssize_t tile_size_of_columns(const Plan* plan, size_t itemsize, int threads) noexcept nogil:
-    """Columns of a tile: as many as a stretch holds, but enough tiles for the threads, and no narrow one at the end."""
+    """Columns of a tile: all of a few; else as many as a stretch holds, but enough tiles for the threads, unless a tile's
+    chunks are, and no narrow one at the end."""
     cdef Py_ssize_t rows = plan.last_row - plan.first_row, size = STRETCH // itemsize, tiles
-    while size > GRAIN and (rows + size - 1) // size < threads:
+    if plan.unit > 1:
+        return plan.outer_shape[plan.n_outer - 1]
+    while not chunks_suffice(plan, threads) and size > GRAIN and (rows + size - 1) // size < threads:
         size //= 2
     tiles = (rows + size - 1) // size
     return padded((rows + tiles - 1) // tiles)
@@ -93,21 +129,22 @@ cdef inline Columns* columns_of(real* scratch) noexcept nogil:
 # ---- loops ------------------------------------------------------------------------------------------------------------------
 
 # Loops get a width, in whole strips, and how far apart in the sums two lanes are: the columns of a tile may be read in parts.
+# Classes, lanes and columns are to them those of units.
 
 cdef inline Py_ssize_t whole_grains(Py_ssize_t width) noexcept nogil:
     """The width as the compiler is to know it: there is no rest of a vector."""
     return width & -GRAIN
 
 
-cdef inline const char* class_ahead(const real* x, Py_ssize_t stride, Py_ssize_t lane, Py_ssize_t c, const char* next,
-                                    Py_ssize_t next_stride) noexcept nogil:
-    """What is to be prefetched while a run's class c is at work, which belongs to a lane: the class of the lane LANES_AHEAD on,
-    in this run or the next one; if that is 0, the class of the same number in the next run. NULL for none."""
-    if LANES_AHEAD and lane + LANES_AHEAD < LANES:
+cdef inline const char* class_ahead(const real* x, Py_ssize_t stride, Py_ssize_t lanes, Py_ssize_t lane, Py_ssize_t c,
+                                    const char* next, Py_ssize_t next_stride) noexcept nogil:
+    """What is to be prefetched while a run's class c is at work, which belongs to one of some lanes: the class of the lane
+    LANES_AHEAD on, in this run or the next one; if that is 0, the class of the same number in the next run. NULL for none."""
+    if LANES_AHEAD and lane + LANES_AHEAD < lanes:
         return <const char*>(x + (c + LANES_AHEAD) * stride)
     if next == NULL:
         return NULL
-    return next + (c - (LANES - LANES_AHEAD if LANES_AHEAD else 0)) * next_stride
+    return next + (c - (lanes - LANES_AHEAD if LANES_AHEAD else 0)) * next_stride
 
 
 cdef inline const real* without_absent(const real* v, Py_ssize_t wide, const Columns* r, Py_ssize_t c, Py_ssize_t at,
@@ -119,7 +156,7 @@ cdef inline const real* without_absent(const real* v, Py_ssize_t wide, const Col
     for w in range(wide):
         spare[w] = v[w]
     while k >= 0:
-        w = k % WIDE - at
+        w = r.places[k] - at
         if 0 <= w < wide:
             spare[w] = -INFINITY
         k = r.others[k]
@@ -166,8 +203,8 @@ cdef inlined raise_tops_of_lane(const real** v, Py_ssize_t w, const real* number
         numbers[w + j] = u[j]
 
 
-cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, Py_ssize_t across, const Columns* r,
-                      Py_ssize_t c, Py_ssize_t at, real* tops, real* numbers, const char* next,
+cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t lanes, Py_ssize_t wide, Py_ssize_t across,
+                      const Columns* r, Py_ssize_t c, Py_ssize_t at, real* tops, real* numbers, const char* next,
                       Py_ssize_t next_stride) noexcept nogil:
     """Maxima of each lane, and unless numbers is NULL the numbers of the first vectors with them, of n classes, at most a run,
     from the c-th of a block on."""
@@ -181,12 +218,12 @@ cdef loop top_columns(const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t
     for w in range(width):
         absent[w] = -INFINITY
     for k in range(RUN):
-        number[k] = <real>(c // LANES + k)
-    for i in range(LANES if n > LANES else n):
+        number[k] = <real>(c // lanes + k)
+    for i in range(lanes if n > lanes else n):
         for k in range(RUN):
-            j = i + k * LANES
+            j = i + k * lanes
             v[k] = absent
-            ahead[k] = class_ahead(x, stride, i, j, next, next_stride)
+            ahead[k] = class_ahead(x, stride, lanes, i, j, next, next_stride)
             if j < n:
                 v[k] = without_absent(x + j * stride, width, r, c + j, at, spare + k * WIDE)
         for w from 0 <= w < width by LANES:
@@ -244,9 +281,9 @@ cdef inlined add_moments_of_lane(const real** v, const real* e, Py_ssize_t vecto
             t[w] += s[w]
 
 
-cdef loop exp_sum_columns(int op, const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t wide, Py_ssize_t across,
-                          const Columns* r, Py_ssize_t c, Py_ssize_t at, const real* reference, double* sums, double* more,
-                          const char* next, const char* later, Py_ssize_t next_stride) noexcept nogil:
+cdef loop exp_sum_columns(int op, const real* x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t lanes, Py_ssize_t wide,
+                          Py_ssize_t across, const Columns* r, Py_ssize_t c, Py_ssize_t at, const real* reference,
+                          double* sums, double* more, const char* next, const char* later, Py_ssize_t next_stride) noexcept nogil:
     """Add n classes, at most a run, from the c-th of a block on, to what exp_sum_lanes gives for each lane; for
     ENTROPY_OF_LOGITS exp_moment_lanes, the moments being `more`; for SOFTMAX exp_store_lanes, `more` being the sums' lower
     parts."""
@@ -256,15 +293,15 @@ cdef loop exp_sum_columns(int op, const real* x, Py_ssize_t stride, Py_ssize_t n
     cdef const real* v[RUN]
     cdef const char* ahead
     cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, k, w, j, vectors = (n + LANES - 1) // LANES, some
+    cdef Py_ssize_t i, k, w, j, vectors = (n + lanes - 1) // lanes, some
     for w in range(width):
         m[w] = reference[w]
-    for i in range(LANES if n > LANES else n):
-        some = vectors if i + (vectors - 1) * LANES < n else vectors - 1
+    for i in range(lanes if n > lanes else n):
+        some = vectors if i + (vectors - 1) * lanes < n else vectors - 1
         for k in range(some):
-            j = i + k * LANES
+            j = i + k * lanes
             v[k] = without_absent(x + j * stride, width, r, c + j, at, spare + k * WIDE)
-            ahead = class_ahead(x, stride, i, j, next, next_stride)
+            ahead = class_ahead(x, stride, lanes, i, j, next, next_stride)
             for w from 0 <= w < width by LANES:
                 fk_prefetch(ahead, w * sizeof(real), LANES * sizeof(real))
                 fk_prefetch(later, j * next_stride + w * sizeof(real), LANES * sizeof(real))
@@ -338,10 +375,12 @@ cdef void fold_two_sum_columns(double* hi, double* lo, Py_ssize_t width) noexcep
 cdef inline Py_ssize_t columns_in_place(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
                                         real* like) noexcept nogil:
     """How many of some columns the loops may read where they lie: whole strips, one stride from class to class. A strip may
-    go on into the next class, if the array is contiguous: what is read there too is not used."""
+    go on into the next class, if the array is contiguous: what is read there too is not used. Of a few whole units."""
     cdef int i
     cdef bint contiguous = plan.n_inner == 1
-    cdef Py_ssize_t width = padded(rows)
+    cdef Py_ssize_t width = padded(rows), unit = plan.unit
+    if unit > 1:
+        return unit * rows if n % unit == 0 else 0
     if (plan.has_mask or run_length(plan.n_outer, plan.outer_shape, row, rows) < rows
             or run_length(plan.n_inner, plan.inner_shape, start, n) < n):
         return 0
@@ -352,6 +391,11 @@ cdef inline Py_ssize_t columns_in_place(const Plan* plan, Py_ssize_t row, Py_ssi
     if contiguous and (plan.classes - start - n) * plan.outer_shape[plan.n_outer - 1] >= width - rows:
         return width
     return rows // GRAIN * GRAIN
+
+
+cdef inline Py_ssize_t units(Py_ssize_t n, Py_ssize_t unit) noexcept nogil:
+    """In how many units n classes are."""
+    return (n + unit - 1) // unit
 
 
 cdef inline char* place_of(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t start) noexcept nogil:
@@ -370,27 +414,43 @@ cdef void copy_columns(const Plan* plan, int operand, Py_ssize_t row, Py_ssize_t
                 x[c * width + w] = absent
 
 
-cdef inline void leave_out(Columns* r, Py_ssize_t c, Py_ssize_t element) noexcept nogil:
-    r.others[element] = r.absent[c]
-    r.absent[c] = element
+cdef inline Py_ssize_t width_of(const Plan* plan, Py_ssize_t rows) noexcept nogil:
+    """How far apart in the sums two lanes of some columns are."""
+    return rows if plan.unit > 1 else padded(rows)
+
+
+cdef inline void of_all_classes(real* m, Py_ssize_t rows, Py_ssize_t unit) noexcept nogil:
+    """A number for each column, given to it in each class of a unit."""
+    cdef Py_ssize_t w
+    for w in range(rows, unit * rows):
+        m[w] = m[w - rows]
+
+
+cdef inline void leave_out(Columns* r, Py_ssize_t c, Py_ssize_t w, Py_ssize_t element, Py_ssize_t rows,
+                           Py_ssize_t unit) noexcept nogil:
+    """Leave out an element, class c of column w."""
+    r.places[element] = c % unit * rows + w
+    r.others[element] = r.absent[c // unit]
+    r.absent[c // unit] = element
 
 
 cdef void leave_out_labels(const Plan* plan, const Py_ssize_t* index, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
                            Columns* r) noexcept nogil:
     """Of a block the labels, and nothing else, are left out."""
-    cdef Py_ssize_t w, hole
+    cdef Py_ssize_t w, hole, unit = plan.unit
     for w in range(n):
         r.absent[w] = -1
     for w in range(rows if plan.has_labels else 0):
         hole = hole_in(plan, index[w], start, n)
         if hole >= 0:
-            leave_out(r, hole, w)
+            leave_out(r, hole, w, w, rows, unit)
 
 
 cdef void tops_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t n,
                           const Columns* r, real* tops, Py_ssize_t* top_at, real* scratch) noexcept nogil:
     """Each column's maximum in a block, and, unless top_at is NULL, which class find_top would name."""
-    cdef Py_ssize_t width = padded(rows), c, size, i, w, whole, at, stride, wide
+    cdef Py_ssize_t unit = plan.unit, width = width_of(plan, rows)
+    cdef Py_ssize_t c, size, i, w, whole, at, stride, wide
     cdef real* of_lanes = lane_tops(scratch, 0)
     cdef real* numbers = lane_tops(scratch, 1)
     cdef real first[WIDE]
@@ -403,10 +463,11 @@ cdef void tops_of_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_
         size = RUN * LANES if c + RUN * LANES < n else n - c
         whole = columns_in_place[real](plan, row, rows, start + c, size, NULL)
         at = 0
-        while at < rows:
+        while at < unit * rows:
             x = part_of_run[real](plan, 0, row, rows, start + c, size, whole, at, scratch, &stride, &wide, &next)
-            top_columns(x, stride, size, wide, width, r, c, at, of_lanes + at, numbers + at if top_at != NULL else NULL, next,
-                        last_stride(plan.n_inner, plan.operand[0].inner))
+            top_columns(x, stride, units(size, unit), LANES // unit, wide, unit * width, r, c // unit, at, of_lanes + at,
+                        numbers + at if top_at != NULL else NULL, next,
+                        unit * last_stride(plan.n_inner, plan.operand[0].inner))
             at += wide
     for w in range(width):
         tops[w] = of_lanes[w]
@@ -429,8 +490,9 @@ cdef void sums_of_columns(int op, const Plan* plan, Py_ssize_t row, Py_ssize_t r
                           const Columns* r, const real* m, real* scratch) noexcept nogil:
     """Sums of a block's exponentials, in the two arrays of lane_sums, added as exp_sum_columns has it for op: a softmax of
     more than CHUNK classes is made of the sums of LOGSUMEXP."""
-    cdef Py_ssize_t width = padded(rows), c, size, i, stride, whole, at, wide
-    cdef Py_ssize_t next_stride = last_stride(plan.n_inner, plan.operand[0].inner)
+    cdef Py_ssize_t unit = plan.unit, width = width_of(plan, rows)
+    cdef Py_ssize_t c, size, i, stride, whole, at, wide
+    cdef Py_ssize_t next_stride = unit * last_stride(plan.n_inner, plan.operand[0].inner)
     cdef double* sums = lane_sums(scratch, 0)
     cdef double* more = lane_sums(scratch, 1)
     cdef const real* x
@@ -442,10 +504,11 @@ cdef void sums_of_columns(int op, const Plan* plan, Py_ssize_t row, Py_ssize_t r
         size = RUN * LANES if c + RUN * LANES < n else n - c
         whole = columns_in_place[real](plan, row, rows, start + c, size, NULL)
         at = 0
-        while at < rows:
+        while at < unit * rows:
             x = part_of_run[real](plan, 0, row, rows, start + c, size, whole, at, scratch, &stride, &wide, &next)
-            exp_sum_columns(op, x, stride, size, wide, width, r, c, at, m + at, sums + at, more + at, next,
-                            later + at * sizeof(real) + c * next_stride if later != NULL else NULL, next_stride)
+            exp_sum_columns(op, x, stride, units(size, unit), LANES // unit, wide, unit * width, r, c // unit, at, m + at,
+                            sums + at, more + at, next,
+                            later + at * sizeof(real) + c // unit * next_stride if later != NULL else NULL, next_stride)
             at += wide
     if op == SOFTMAX:
         for i in range(LANES * width):
@@ -473,9 +536,9 @@ cdef void logsumexp_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, P
     """Add a block to the states of some columns: open_row, if it is the first, and logsumexp_block. The maxima are found
     first, of later blocks too: among so many columns there nearly always is one whose sums would have to be made again."""
     cdef real tops[WIDE]
-    cdef real m[WIDE]
+    cdef real m[FLAT]
     cdef Py_ssize_t top_at[WIDE]
-    cdef Py_ssize_t w
+    cdef Py_ssize_t w, unit = plan.unit
     cdef bint moments = plan.op == ENTROPY_OF_LOGITS
     cdef State* st
     leave_out_labels(plan, r.index, rows, start, n, r)
@@ -494,8 +557,9 @@ cdef void logsumexp_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, P
             else:
                 st.m = tops[w]
                 st.c = 1
-                leave_out(r, top_at[w], WIDE + w)
+                leave_out(r, top_at[w], w, WIDE + w, rows, unit)
         m[w] = <real>st.m if st.m < INFINITY else <real>0
+    of_all_classes(m, rows, unit)
     sums_of_columns[real](ENTROPY_OF_LOGITS if moments else LOGSUMEXP, plan, row, rows, start, n, r, m, scratch)
     for w in range(rows):
         st = &states[w]
@@ -515,9 +579,27 @@ cdef const real* part_of_run(const Plan* plan, int operand, Py_ssize_t row, Py_s
                              Py_ssize_t n, Py_ssize_t whole, Py_ssize_t at, real* copy, Py_ssize_t* stride,
                              Py_ssize_t* wide, const char** next) noexcept nogil:
     """Where n classes, at most a run, of the columns from the at-th on are read: of the `whole` first ones in place, of the
-    others from a copy. wide: how many columns that gives; next: where the run after them lies, or NULL."""
+    others from a copy. wide: how many columns that gives; next: where the run after them lies, or NULL. A unit's columns are
+    read in parts of up to WIDE."""
     cdef const Operand* a = &plan.operand[operand]
+    cdef Py_ssize_t unit = plan.unit, w
+    cdef real absent
     next[0] = NULL
+    if unit > 1:
+        stride[0] = unit * rows
+        w = (unit * rows + WIDE - 1) // WIDE
+        wide[0] = padded((unit * rows + w - 1) // w)
+        wide[0] = wide[0] if at + wide[0] < unit * rows else unit * rows - at
+        if start + 2 * n <= plan.classes:
+            next[0] = place_of(plan, a, row, start + n) + at * sizeof(real)
+        if at < whole:
+            return <const real*>place_of(plan, a, row, start) + at
+        if at == 0:
+            absent = absent_element[real](plan, operand, NULL)
+            memcpy(copy, place_of(plan, a, row, start), n * rows * sizeof(real))
+            for w in range(n * rows, units(n, unit) * unit * rows):
+                copy[w] = absent
+        return copy + at
     if start + n < plan.classes and run_length(plan.n_inner, plan.inner_shape, start, 2 * n) >= 2 * n:
         next[0] = place_of(plan, a, row + at, start + n)
     if at < whole:
@@ -653,7 +735,7 @@ cdef inlined add_differences_of_lane(const real** x, const real** y, Py_ssize_t 
 
 
 cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, Py_ssize_t q_stride, Py_ssize_t n,
-                     Py_ssize_t wide, Py_ssize_t across, double* sums, double* sums_lo, double* differences,
+                     Py_ssize_t lanes, Py_ssize_t wide, Py_ssize_t across, double* sums, double* sums_lo, double* differences,
                      double* differences_lo,
                      double* masses, uint32_t* odd32, uint64_t* odd64, const char* p_next, Py_ssize_t p_next_stride,
                      const char* q_next, Py_ssize_t q_next_stride) noexcept nogil:
@@ -665,7 +747,7 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
     cdef real absent[WIDE]
     cdef real low = smallest_q(<real>0), high = largest(<real>0)
     cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, w, c, vectors = (n + LANES - 1) // LANES, k
+    cdef Py_ssize_t i, w, c, vectors = (n + lanes - 1) // lanes, k
     cdef int j
     cdef real e[LANES]
     cdef const real* x[RUN]
@@ -684,16 +766,16 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
         absent[w] = low
         word32[w] = odd32[w]
         word64[w] = odd64[w]
-    for i in range(LANES):
+    for i in range(lanes):
         for k in range(vectors):
-            c = k * LANES + i
+            c = k * lanes + i
             x[k] = p + c * p_stride if c < n else absent
             y[k] = q + c * q_stride if c < n else absent
         if FK_REGISTERS >= 32 and real is float and vectors == RUN:
             for k in range(RUN):
-                c = k * LANES + i
-                p_places[k] = class_ahead(p, p_stride, i, c, p_next, p_next_stride)
-                q_places[k] = class_ahead(q, q_stride, i, c, q_next, q_next_stride)
+                c = k * lanes + i
+                p_places[k] = class_ahead(p, p_stride, lanes, i, c, p_next, p_next_stride)
+                q_places[k] = class_ahead(q, q_stride, lanes, i, c, q_next, q_next_stride)
             for w from 0 <= w < width by LANES:
                 for k in range(RUN):
                     fk_prefetch(p_places[k], w * sizeof(real), LANES * sizeof(real))
@@ -704,11 +786,11 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
                     add_differences_of_lane(x, y, RUN, w, differences + i * across, differences_lo + i * across)
         else:
             for k in range(vectors):
-                c = k * LANES + i
+                c = k * lanes + i
                 v = x[k]
                 u = y[k]
-                p_ahead = class_ahead(p, p_stride, i, c, p_next, p_next_stride)
-                q_ahead = class_ahead(q, q_stride, i, c, q_next, q_next_stride)
+                p_ahead = class_ahead(p, p_stride, lanes, i, c, p_next, p_next_stride)
+                q_ahead = class_ahead(q, q_stride, lanes, i, c, q_next, q_next_stride)
                 for w from 0 <= w < width by LANES:
                     fk_prefetch(p_ahead, w * sizeof(real), LANES * sizeof(real))
                     fk_prefetch(q_ahead, w * sizeof(real), LANES * sizeof(real))
@@ -747,9 +829,9 @@ cdef loop kl_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, 
 
 
 cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real* q, Py_ssize_t q_stride, Py_ssize_t n,
-                          Py_ssize_t wide, Py_ssize_t across, double* sums, double* sums_lo, uint32_t* odd32, uint64_t* odd64,
-                          const char* p_next, Py_ssize_t p_next_stride, const char* q_next,
-                          Py_ssize_t q_next_stride) noexcept nogil:
+                          Py_ssize_t lanes, Py_ssize_t wide, Py_ssize_t across, double* sums, double* sums_lo,
+                          uint32_t* odd32, uint64_t* odd64, const char* p_next, Py_ssize_t p_next_stride,
+                          const char* q_next, Py_ssize_t q_next_stride) noexcept nogil:
     """The same of entropy_lanes or, where there is a q, cross_entropy_lanes."""
     cdef real terms[RUN * WIDE]
     cdef uint32_t word32[WIDE]
@@ -757,7 +839,7 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
     cdef real low = 2.0 ** -149 if real is float else 2.0 ** -1022
     cdef real high = largest(<real>0), zero = 0, infinity = INFINITY, up = raised(<real>0)
     cdef Py_ssize_t width = whole_grains(wide)
-    cdef Py_ssize_t i, w, c, k, vectors = (n + LANES - 1) // LANES
+    cdef Py_ssize_t i, w, c, k, vectors = (n + lanes - 1) // lanes
     cdef int j
     cdef const real* v
     cdef const real* u
@@ -766,17 +848,17 @@ cdef loop entropy_columns(int op, const real* p, Py_ssize_t p_stride, const real
     for w in range(width):
         word32[w] = odd32[w]
         word64[w] = odd64[w]
-    for i in range(LANES if n > LANES else n):
+    for i in range(lanes if n > lanes else n):
         for k in range(vectors):
-            c = k * LANES + i
+            c = k * lanes + i
             if c >= n:
                 for w in range(width):
                     terms[k * WIDE + w] = 0
                 continue
             v = p + c * p_stride
             u = q + c * q_stride
-            p_ahead = class_ahead(p, p_stride, i, c, p_next, p_next_stride)
-            q_ahead = NULL if op == ENTROPY else class_ahead(q, q_stride, i, c, q_next, q_next_stride)
+            p_ahead = class_ahead(p, p_stride, lanes, i, c, p_next, p_next_stride)
+            q_ahead = NULL if op == ENTROPY else class_ahead(q, q_stride, lanes, i, c, q_next, q_next_stride)
             for w from 0 <= w < width by LANES:
                 fk_prefetch(p_ahead, w * sizeof(real), LANES * sizeof(real))
                 fk_prefetch(q_ahead, w * sizeof(real), LANES * sizeof(real))
@@ -806,8 +888,8 @@ cdef void divergence_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, 
                              State* states, real* scratch) noexcept nogil:
     """divergence_block of columns. A column outside the fast domain, or about to be, goes through divergence_block itself,
     which decides: what counts as odd here must hold all that does there, and may hold more."""
-    cdef uint32_t odd32[WIDE]
-    cdef uint64_t odd64[WIDE]
+    cdef uint32_t odd32[FLAT]
+    cdef uint64_t odd64[FLAT]
     cdef bint odd[WIDE]
     cdef double* t = lane_sums(scratch, 0)
     cdef double* t_lo = lane_sums(scratch, 1)
@@ -815,8 +897,8 @@ cdef void divergence_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, 
     cdef double* e = lane_sums(scratch, 3)
     cdef double* mass = lane_sums(scratch, 4)
     cdef real* q_copy = scratch + RUN * LANES * (STRETCH // <Py_ssize_t>sizeof(real))
-    cdef Py_ssize_t width = padded(rows), lanes = LANES * width, w, c, i, size, p_stride, q_stride = 0, some, first
-    cdef Py_ssize_t whole, at, wide
+    cdef Py_ssize_t unit = plan.unit, width = width_of(plan, rows), lanes = LANES * width
+    cdef Py_ssize_t w, c, i, size, p_stride, q_stride = 0, some, first, whole, at, wide
     cdef Py_ssize_t count = (n + LANES - 1) // LANES
     cdef int op = plan.op
     cdef const real* p
@@ -829,25 +911,28 @@ cdef void divergence_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, 
     cdef bint loose
     for i in range(lanes):
         t[i] = t_lo[i] = d[i] = e[i] = mass[i] = 0
-    for w in range(width):
+    for w in range(unit * width):
         odd32[w] = odd64[w] = 0
+    for w in range(width):
         odd[w] = False
     for c from start <= c < start + n by RUN * LANES:
         size = RUN * LANES if c + RUN * LANES < start + n else start + n - c
         whole = columns_in_place[real](plan, row, rows, c, size, NULL)
         at = 0
-        while at < rows:
+        while at < unit * rows:
             p = part_of_run[real](plan, 0, row, rows, c, size, whole, at, scratch, &p_stride, &wide, &p_next)
             if plan.operands > 1:
                 q = part_of_run[real](plan, 1, row, rows, c, size, whole, at, q_copy, &q_stride, &wide, &q_next)
             if op == ENTROPY or op == CROSS_ENTROPY:
-                entropy_columns(op, p, p_stride, q, q_stride, size, wide, width, t + at, t_lo + at, odd32 + at, odd64 + at,
-                                p_next, last_stride(plan.n_inner, plan.operand[0].inner),
-                                q_next, last_stride(plan.n_inner, plan.operand[1].inner))
+                entropy_columns(op, p, p_stride, q, q_stride, units(size, unit), LANES // unit, wide, unit * width,
+                                t + at, t_lo + at, odd32 + at, odd64 + at,
+                                p_next, unit * last_stride(plan.n_inner, plan.operand[0].inner),
+                                q_next, unit * last_stride(plan.n_inner, plan.operand[1].inner))
             else:
-                kl_columns(op, p, p_stride, q, q_stride, size, wide, width, t + at, t_lo + at, d + at, e + at, mass + at,
-                           odd32 + at, odd64 + at, p_next, last_stride(plan.n_inner, plan.operand[0].inner),
-                           q_next, last_stride(plan.n_inner, plan.operand[1].inner))
+                kl_columns(op, p, p_stride, q, q_stride, units(size, unit), LANES // unit, wide, unit * width,
+                           t + at, t_lo + at, d + at, e + at, mass + at, odd32 + at, odd64 + at,
+                           p_next, unit * last_stride(plan.n_inner, plan.operand[0].inner),
+                           q_next, unit * last_stride(plan.n_inner, plan.operand[1].inner))
             at += wide
     for i in range(LANES):
         for w in range(width):
@@ -855,8 +940,9 @@ cdef void divergence_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t rows, 
             size_of = t[i * width + w] if t[i * width + w] > 0 else -t[i * width + w]
             odd[w] |= (size_of - size_of != 0) | ((size_of > 0) & (size_of < least * up))
             t[i * width + w] /= up
-    for w in range(width):
-        odd[w] |= odd32[w] >> 31 if real is float else odd64[w] >> 63
+    for i in range(unit):
+        for w in range(width):
+            odd[w] |= odd32[i * width + w] >> 31 if real is float else odd64[i * width + w] >> 63
     fold_columns(t, width)
     if op == KL or op == KL_NORMALIZED:
         if real is float:
@@ -921,9 +1007,10 @@ cdef inline bint placed_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t row
 cdef void map_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, const real* m,
                          const real* k, bint log, real down, real* scratch) noexcept nogil:
     """The second pass over classes start .. stop of some columns, run by run."""
-    cdef Py_ssize_t n, stride, out_stride, next_stride = last_stride(plan.n_inner, plan.operand[0].inner), at, wide, some
-    cdef Py_ssize_t target_stride = last_stride(plan.n_inner, plan.out.inner), whole
-    cdef bint placed
+    cdef Py_ssize_t unit = plan.unit, n, stride, out_stride, at, wide, some, whole
+    cdef Py_ssize_t next_stride = unit * last_stride(plan.n_inner, plan.operand[0].inner)
+    cdef Py_ssize_t target_stride = unit * last_stride(plan.n_inner, plan.out.inner)
+    cdef bint placed = False, gapless_out = unit > 1 and without_gaps(plan, &plan.out, sizeof(real))
     cdef const real* x
     cdef const char* next
     cdef char* target
@@ -932,22 +1019,32 @@ cdef void map_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t
         n = RUN * LANES if start + RUN * LANES < stop else stop - start
         whole = columns_in_place[real](plan, row, rows, start, n, NULL)
         at = 0
-        while at < rows:
+        while at < unit * rows:
             x = part_of_run[real](plan, 0, row, rows, start, n, whole, at, scratch, &stride, &wide, &next)
-            some = wide if at + wide < rows else rows - at
-            placed = placed_columns[real](plan, row + at, some, start, n, NULL)
-            y = scratch
-            out_stride = wide
             target = NULL
-            if placed:
-                y = <real*>place_of(plan, &plan.out, row + at, start)
-                out_stride = target_stride // <Py_ssize_t>sizeof(real)
-                if next != NULL:
-                    target = <char*>place_of(plan, &plan.out, row + at, start + n)
-            map_columns(x, stride, n, wide, m + at, k + at, log, down, y, out_stride, next, next_stride, target,
+            if unit > 1:
+                some = wide
+                placed = gapless_out and at < whole
+                y = (<real*>place_of(plan, &plan.out, row, start) if placed else scratch) + at
+                out_stride = stride
+                if placed and next != NULL:
+                    target = place_of(plan, &plan.out, row, start + n) + at * sizeof(real)
+            else:
+                some = wide if at + wide < rows else rows - at
+                placed = placed_columns[real](plan, row + at, some, start, n, NULL)
+                y = scratch
+                out_stride = wide
+                if placed:
+                    y = <real*>place_of(plan, &plan.out, row + at, start)
+                    out_stride = target_stride // <Py_ssize_t>sizeof(real)
+                    if next != NULL:
+                        target = place_of(plan, &plan.out, row + at, start + n)
+            map_columns(x, stride, units(n, unit), wide, m + at, k + at, log, down, y, out_stride, next, next_stride, target,
                         target_stride)
-            store_columns[real](plan, row + at, some, start, n, k + at, y, out_stride, placed)
+            store_columns[real](plan, row + at, some, start, units(n, unit), k + at, y, out_stride, placed or unit > 1)
             at += wide
+        if unit > 1 and not placed:
+            put[real](plan, row, rows, start, n, scratch, 1, rows)
         start += n
 
 
@@ -955,7 +1052,7 @@ cdef void softmax_block_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t row
                                 real* scratch) noexcept nogil:
     """softmax_block of some columns, without the exponentials."""
     cdef real tops[WIDE]
-    cdef real m[WIDE]
+    cdef real m[FLAT]
     cdef Py_ssize_t w
     cdef double top
     tops_of_columns[real](plan, row, rows, b * BLOCK, n, r, tops, NULL, scratch)
@@ -972,6 +1069,7 @@ cdef void softmax_block_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t row
         else:
             r.m[b][w] = r.m[b - 1][w]
         m[w] = <real>r.m[b][w]
+    of_all_classes(m, rows, plan.unit)
     sums_of_columns[real](SOFTMAX, plan, row, rows, b * BLOCK, n, r, m, scratch)
     for w in range(rows):
         r.s[w] += lane_sums(scratch, 0)[w]
@@ -991,8 +1089,8 @@ cdef void softmax_factors(const Columns* r, Py_ssize_t rows, Py_ssize_t b, Py_ss
 cdef void softmax_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
     """softmax_of_rows of columns, at most a stretch. The exponentials are computed twice, to the same bits."""
     cdef Columns* r = columns_of(scratch)
-    cdef real m[WIDE]
-    cdef real k[WIDE]
+    cdef real m[FLAT]
+    cdef real k[FLAT]
     cdef Py_ssize_t no_label = NO_LABEL, last = (plan.classes - 1) // BLOCK, b, n
     leave_out_labels(plan, &no_label, 0, 0, BLOCK, r)
     for b in range(last + 1):
@@ -1000,6 +1098,8 @@ cdef void softmax_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* 
         softmax_block_columns[real](plan, row, rows, b, n, r, scratch)
     for b in range(last + 1):
         softmax_factors[real](r, rows, b, last, m, k)
+        of_all_classes(m, rows, plan.unit)
+        of_all_classes(k, rows, plan.unit)
         map_of_columns[real](plan, row, rows, b * BLOCK, (b + 1) * BLOCK if b < last else plan.classes, m, k, False,
                              <real>FK_DOWN, scratch)
 
@@ -1022,18 +1122,10 @@ cdef void scan_chunks_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Co
         start = stop
 
 
-cdef Py_ssize_t tile_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
-    """tile_rows of columns, at most a stretch."""
+cdef void labels_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Columns* r, real* like) noexcept nogil:
+    """The columns' labels and their logits, if they have some."""
     cdef Sums a
-    cdef Columns* r = columns_of(scratch)
-    cdef double factors[TILE]
-    cdef real m[WIDE]
-    cdef real k[WIDE]
-    cdef Py_ssize_t first = 0, kept = 0, w, n
-    cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
-    if plan.op == SOFTMAX and plan.classes <= CHUNK:
-        softmax_of_columns[real](plan, row, rows, scratch)
-        return 0
+    cdef Py_ssize_t first = 0, w, n
     while first < rows and plan.has_labels:
         n = TILE if first + TILE < rows else rows - first
         read_labels[real](plan, row + first, n, &a, NULL)
@@ -1041,24 +1133,107 @@ cdef Py_ssize_t tile_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* 
             r.index[first + w] = a.index[w]
             r.label[first + w] = a.label[w]
         first += n
-    scan_chunks_of_columns[real](plan, row, rows, r, scratch)
-    first = 0
+
+
+cdef Py_ssize_t finish_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, const State* states, const Columns* r,
+                               real* scratch) noexcept nogil:
+    """finish_rows of columns."""
+    cdef Sums a
+    cdef Py_ssize_t first = 0, kept = 0, w, n
     while first < rows:
         n = TILE if first + TILE < rows else rows - first
         for w in range(n):
-            keep_state(&r.states[first + w], w, &a)
+            keep_state(&states[first + w], w, &a)
             a.index[w] = r.index[first + w]
             a.label[w] = r.label[first + w]
-        if maps:
-            map_factors(&a, n, plan.op == LOG_SOFTMAX, real is float, factors)
-            for w in range(n):
-                m[first + w] = <real>a.m[w]
-                k[first + w] = <real>factors[w]
-        else:
-            kept += finish_rows[real](plan, row + first, n, &a, scratch)
+        kept += finish_rows[real](plan, row + first, n, &a, scratch)
         first += n
-    if maps:
-        for w in range(rows, padded(rows)):
-            m[w] = k[w] = 0
-        map_of_columns[real](plan, row, rows, 0, plan.classes, m, k, plan.op == LOG_SOFTMAX, 1, scratch)
     return kept
+
+
+cdef void map_by_states(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, const State* states,
+                        real* scratch) noexcept nogil:
+    """map_of_columns of what has been found of the whole columns."""
+    cdef Sums a
+    cdef double factors[TILE]
+    cdef real m[FLAT]
+    cdef real k[FLAT]
+    cdef Py_ssize_t first = 0, w, n
+    cdef bint log = plan.op == LOG_SOFTMAX
+    for w in range(rows, padded(rows)):
+        m[w] = k[w] = 0
+    while first < rows:
+        n = TILE if first + TILE < rows else rows - first
+        for w in range(n):
+            keep_state(&states[first + w], w, &a)
+        map_factors(&a, n, log, real is float, factors)
+        for w in range(n):
+            m[first + w] = <real>a.m[w]
+            k[first + w] = <real>factors[w]
+        first += n
+    of_all_classes(m, rows, plan.unit)
+    of_all_classes(k, rows, plan.unit)
+    map_of_columns[real](plan, row, rows, start, stop, m, k, log, 1, scratch)
+
+
+cdef Py_ssize_t tile_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* scratch) noexcept nogil:
+    """tile_rows of columns, at most a stretch."""
+    cdef Columns* r = columns_of(scratch)
+    if plan.op == SOFTMAX and plan.classes <= CHUNK:
+        softmax_of_columns[real](plan, row, rows, scratch)
+        return 0
+    labels_of_columns[real](plan, row, rows, r, scratch)
+    scan_chunks_of_columns[real](plan, row, rows, r, scratch)
+    if plan.op == SOFTMAX or plan.op == LOG_SOFTMAX:
+        map_by_states[real](plan, row, rows, 0, plan.classes, r.states, scratch)
+        return 0
+    return finish_columns[real](plan, row, rows, r.states, r, scratch)
+
+
+# ---- few tiles of many classes: threads share a tile's chunks, as those of a row in run_split --------------------------------
+
+cdef void chunk_of_columns(Plan* plan, Py_ssize_t t, Py_ssize_t size, Py_ssize_t chunks, bint maps, State* states,
+                           real* scratch) noexcept nogil:
+    """Chunk t % chunks of tile t // chunks: read it, or map it by the states of the tile, which are those of its first."""
+    cdef Py_ssize_t row = plan.first_row + t // chunks * size, start = t % chunks * CHUNK, w
+    cdef Py_ssize_t rows = size if row + size < plan.last_row else plan.last_row - row
+    cdef Py_ssize_t stop = start + CHUNK if start + CHUNK < plan.classes else plan.classes
+    cdef unsigned int mode = fk_default_mode()
+    cdef Columns* r = columns_of(scratch)
+    if maps:
+        map_by_states[real](plan, row, rows, start, stop, states + t // chunks * chunks * size, scratch)
+    else:
+        labels_of_columns[real](plan, row, rows, r, scratch)
+        for w in range(rows):
+            start_state(&states[t * size + w])
+        scan_columns[real](plan, row, rows, start, stop, states + t * size, r, scratch)
+    fk_restore_mode(mode)
+
+
+cdef void split_columns(Plan* plan, Py_ssize_t size, Py_ssize_t chunks, State* states, real* scratch, Py_ssize_t stride,
+                        int threads) noexcept nogil:
+    """Tiles of `size` columns, whose states of all chunks there is room for."""
+    cdef Py_ssize_t tiles = (plan.last_row - plan.first_row + size - 1) // size, t, c, w, j, row, rows
+    cdef State* tile
+    cdef Columns* r = columns_of(scratch)
+    cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
+    cdef unsigned int mode
+    for j in prange(threads, num_threads=threads, schedule="static"):
+        for t in range(share(tiles * chunks, j, threads), share(tiles * chunks, j + 1, threads)):
+            chunk_of_columns[real](plan, t, size, chunks, False, states, scratch + threadid() * stride)
+    mode = fk_default_mode()
+    for t in range(tiles):
+        row = plan.first_row + t * size
+        rows = size if row + size < plan.last_row else plan.last_row - row
+        tile = states + t * chunks * size
+        for c in range(1, chunks):
+            for w in range(rows):
+                merge(plan, &tile[w], &tile[c * size + w])
+        if not maps:
+            labels_of_columns[real](plan, row, rows, r, scratch)
+            plan.kept += finish_columns[real](plan, row, rows, tile, r, scratch)
+    fk_restore_mode(mode)
+    if maps:
+        for j in prange(threads, num_threads=threads, schedule="static"):
+            for t in range(share(tiles * chunks, j, threads), share(tiles * chunks, j + 1, threads)):
+                chunk_of_columns[real](plan, t, size, chunks, True, states, scratch + threadid() * stride)

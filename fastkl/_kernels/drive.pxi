@@ -643,14 +643,14 @@ cdef Py_ssize_t finish_rows(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Sums* a
 
 # ---- tasks and threads -----------------------------------------------------------------------------------------------------
 
-cdef Py_ssize_t one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, real* scratch) noexcept nogil:
+cdef Py_ssize_t one_tile(Plan* plan, Py_ssize_t t, Py_ssize_t size, bint across, bint side, real* scratch) noexcept nogil:
     """Tile t, and how many of its rows are kept."""
     cdef Py_ssize_t row = plan.first_row + t * size
     cdef Py_ssize_t rows = size if row + size < plan.last_row else plan.last_row - row, kept
     cdef unsigned int mode = fk_default_mode()
     if across:
         kept = tile_across[real](plan, row, rows, scratch)
-    elif by_columns(plan, sizeof(real)):
+    elif side:
         kept = tile_columns[real](plan, row, rows, scratch)
     else:
         kept = tile_rows[real](plan, row, rows, scratch)
@@ -691,13 +691,14 @@ cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch,
     cdef Sums a
     cdef double k[TILE]
     cdef State divided_by[TILE]
-    cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i
+    cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i, j
     cdef unsigned int mode
     if plan.has_labels:
         read_labels[real](plan, plan.first_row, rows, &a, NULL)
     if plan.normalize:
-        for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-            one_chunk[real](plan, t, chunks, &a, True, divided_by, states, scratch + threadid() * stride)
+        for j in prange(threads, num_threads=threads, schedule="static"):
+            for t in range(share(rows * chunks, j, threads), share(rows * chunks, j + 1, threads)):
+                one_chunk[real](plan, t, chunks, &a, True, divided_by, states, scratch + threadid() * stride)
         mode = fk_default_mode()
         for i in range(rows):
             for t in range(1, chunks):
@@ -705,8 +706,9 @@ cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch,
             divided_by[i] = states[i * chunks]
             divide_by_totals(&divided_by[i])
         fk_restore_mode(mode)
-    for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-        one_chunk[real](plan, t, chunks, &a, False, divided_by, states, scratch + threadid() * stride)
+    for j in prange(threads, num_threads=threads, schedule="static"):
+        for t in range(share(rows * chunks, j, threads), share(rows * chunks, j + 1, threads)):
+            one_chunk[real](plan, t, chunks, &a, False, divided_by, states, scratch + threadid() * stride)
     mode = fk_default_mode()
     for i in range(rows):
         for t in range(1, chunks):
@@ -718,20 +720,23 @@ cdef void run_split(Plan* plan, Py_ssize_t chunks, State* states, real* scratch,
         return
     map_factors(&a, rows, plan.op == LOG_SOFTMAX, real is float, k)
     fk_restore_mode(mode)
-    for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-        map_chunk[real](plan, t, chunks, &a, k, scratch + threadid() * stride)
+    for j in prange(threads, num_threads=threads, schedule="static"):
+        for t in range(share(rows * chunks, j, threads), share(rows * chunks, j + 1, threads)):
+            map_chunk[real](plan, t, chunks, &a, k, scratch + threadid() * stride)
 
 
 cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     """Run a plan; returns -1 where memory for the threads' scratch is not to be had."""
     cdef Py_ssize_t rows = plan.last_row - plan.first_row, chunks, size, tiles, t, stride, kept = 0
     cdef bint across = plan.classes <= ACROSS and plan.op != WEIGHTED_LOGSUMEXP
-    cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX
+    cdef bint maps = plan.op == SOFTMAX or plan.op == LOG_SOFTMAX, side
     cdef real* scratch = NULL
     cdef State* states = NULL
     if rows <= 0 or (maps and plan.classes == 0):
         return 0
     chunks = (plan.classes + CHUNK - 1) // CHUNK
+    plan.unit = unit_of(plan, sizeof(real), threads)
+    side = by_columns(plan, sizeof(real))
     if across:
         # Without FK_STREAMS only a softmax of floats waits for memory more than the detour costs that streaming takes here.
         plan.stream = plan.stream and (FK_STREAMS or (plan.op == SOFTMAX and real is float))
@@ -764,17 +769,21 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
                 stride = mapped_rows(plan, sizeof(real)) * SPAN
             else:
                 stride = waiting_blocks(plan, sizeof(real)) * BLOCK
-    if by_columns(plan, sizeof(real)) and (chunks == 1 or threads == 1 or rows >= 2 * threads):
+    if side:
         size = tile_size_of_columns(plan, sizeof(real), threads)
         stride = columns_scratch(sizeof(real)) // sizeof(real)
-        chunks = 1
     stride += 64 - stride % 64
     tiles = (rows + size - 1) // size
     if threads > tiles * (chunks if chunks > 1 else 1):
         threads = <int>(tiles * (chunks if chunks > 1 else 1))
     if posix_memalign(<void**>&scratch, 64, threads * stride * sizeof(real)):
         return -1
-    if chunks > 1 and threads > 1 and rows < 2 * threads and rows <= TILE:
+    if side and chunks > 1 and threads > 1 and tiles < 4 * threads:
+        if posix_memalign(<void**>&states, 64, tiles * size * chunks * sizeof(State)):
+            free(scratch)
+            return -1
+        split_columns[real](plan, size, chunks, states, scratch, stride, threads)
+    elif not side and chunks > 1 and threads > 1 and rows < 2 * threads and rows <= TILE:
         if posix_memalign(<void**>&states, 64, rows * chunks * sizeof(State)):
             free(scratch)
             return -1
@@ -782,10 +791,10 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     elif threads == 1:
         # No parallel region: a forked child of a process that had one would hang in it.
         for t in range(tiles):
-            plan.kept += one_tile[real](plan, t, size, across, scratch)
+            plan.kept += one_tile[real](plan, t, size, across, side, scratch)
     else:
         for t in prange(tiles, num_threads=threads, schedule="static"):
-            kept += one_tile[real](plan, t, size, across, scratch + threadid() * stride)
+            kept += one_tile[real](plan, t, size, across, side, scratch + threadid() * stride)
         plan.kept = kept
     free(states)
     free(scratch)

@@ -1403,10 +1403,11 @@ cdef void one_given_chunk(const Plan* plan, int which, Py_ssize_t t, Py_ssize_t 
 cdef void split_passes(Plan* plan, int kind, Py_ssize_t chunks, const double* centres, const Pass* opened, Pass* passes,
                        double* kl, real* scratch, Py_ssize_t stride, int threads) noexcept nogil:
     """pass_whole of a few very long rows. What a row's sums are is left in its first chunk's."""
-    cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i
-    for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-        one_given_chunk[real](plan, 3 if kind == FAR else 4, t, chunks, NULL, NULL, NULL, NULL, centres, opened, passes,
-                              scratch + threadid() * stride)
+    cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i, j
+    for j in prange(threads, num_threads=threads, schedule="static"):
+        for t in range(share(rows * chunks, j, threads), share(rows * chunks, j + 1, threads)):
+            one_given_chunk[real](plan, 3 if kind == FAR else 4, t, chunks, NULL, NULL, NULL, NULL, centres, opened, passes,
+                                  scratch + threadid() * stride)
     for i in range(rows):
         for t in range(1, chunks):
             merge_pass(kind, &passes[i * chunks], &passes[i * chunks + t])
@@ -1461,7 +1462,7 @@ cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts,
     cdef Scale p[TILE]
     cdef Scale q[TILE]
     cdef double result[TILE]
-    cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i
+    cdef Py_ssize_t rows = plan.last_row - plan.first_row, t, i, j
     cdef bint settled[TILE]
     cdef int which, turn
     cdef bint again = False
@@ -1471,9 +1472,10 @@ cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts,
     for which in range(2):
         if not plan.operand[which].scaled:
             continue
-        for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-            one_given_chunk[real](plan, which, t, chunks, states, p, q, parts, NULL, NULL, NULL,
-                                  scratch + threadid() * stride)
+        for j in prange(threads, num_threads=threads, schedule="static"):
+            for t in range(share(rows * chunks, j, threads), share(rows * chunks, j + 1, threads)):
+                one_given_chunk[real](plan, which, t, chunks, states, p, q, parts, NULL, NULL, NULL,
+                                      scratch + threadid() * stride)
         for i in range(rows):
             for t in range(1, chunks):
                 merge_given(plan, which, &states[i * chunks], &states[i * chunks + t])
@@ -1482,9 +1484,10 @@ cdef void given_split(Plan* plan, Py_ssize_t chunks, State* states, Part* parts,
         scale_of(plan, 0, &sums[0], i, &p[i])
         scale_of(plan, 1, &sums[1], i, &q[i])
     for turn in range(2):
-        for t in prange(rows * chunks, num_threads=threads, schedule="static"):
-            one_given_chunk[real](plan, 2, t, chunks, states, p, q, parts, NULL, NULL, NULL,
-                                  scratch + threadid() * stride)
+        for j in prange(threads, num_threads=threads, schedule="static"):
+            for t in range(share(rows * chunks, j, threads), share(rows * chunks, j + 1, threads)):
+                one_given_chunk[real](plan, 2, t, chunks, states, p, q, parts, NULL, NULL, NULL,
+                                      scratch + threadid() * stride)
         again = False
         for i in range(rows):
             for t in range(1, chunks):

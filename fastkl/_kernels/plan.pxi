@@ -63,6 +63,7 @@ cdef struct Plan:
     bint has_mask
     bint has_labels
     bint has_sign
+    Py_ssize_t unit                 # columns.pxi: how many classes are taken as one
     bint stream                     # the output leaves the last-level cache: store it non-temporally
     bint has_ignored
     bint checked                    # all labels, before anything is written
@@ -160,6 +161,12 @@ cdef inline Py_ssize_t run_length(int ndim, const Py_ssize_t* shape, Py_ssize_t 
         return most
     left = shape[ndim - 1] - index % shape[ndim - 1]
     return left if left < most else most
+
+
+cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t thread, Py_ssize_t threads) noexcept nogil:
+    """Where a thread's share of n chunks begins. The last thread's, which is the last chunk with it, that may be a short one,
+    is none of the smaller shares, as it would be by OpenMP's static schedule."""
+    return n * thread // threads
 
 
 cdef inline Py_ssize_t last_stride(int ndim, const Py_ssize_t* strides) noexcept nogil:
