@@ -19,7 +19,7 @@ import fastkl as fk
 #: Classes and rows, here columns.
 SHAPES = (
     *((10, 500_000), (100, 50_000), (100, 65_536), (257, 20_000), (1000, 5_000), (1000, 4_096), (4096, 2_000)),
-    *((100_000, 50), (100_000, 200)),
+    *((1_000_000, 10), (100_000, 50), (100_000, 200)),
 )
 OPERATIONS = ("logsumexp", "softmax_cross_entropy", "softmax", "log_softmax", "entropy", "kl_divergence")
 
