@@ -8,12 +8,18 @@
 #include <omp.h>
 #include <pthread.h>
 #endif
+#include <errno.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <strings.h>
+#include <sys/types.h>
 #include <time.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 /* A call that reads less is done before a second thread has got hold of its share. */
 #define FK_LARGE (1 << 20)
@@ -24,11 +30,9 @@
    on one another within FK_GAP, once they have taken FK_STREAM: they wake it but once. */
 #define FK_WAKING 300000
 #define FK_STREAM 1000000
-/* A team that is new has to be made; one whose caller has moved to another CPU may wake on that one, and run only when the
-   caller has spun out its time slice at the barrier: one or two slices of 4 ms are lost. Either is worth it, as it is done
-   but once, where a call takes so long, with what large calls have taken on one thread before it. */
+/* A team that is new has to be made, and its workers may be woken where the caller runs. That is worth it, as it is done but
+   once, where a call takes so long, with what large calls have taken on one thread before it. */
 #define FK_NEW 5000000
-#define FK_MOVED 40000000
 /* Where the other cores are busy every region loses. After such a loss calls stay serial, until they have taken FK_PATIENCE
    times what was lost beyond it. */
 #define FK_LOSS 20000000
@@ -81,20 +85,58 @@ static void fk_watch_forks(void) {}
 
 /* A worker that sleeps is often woken on the very CPU on which the caller runs: the caller does its own share, spins at the
  * barrier, and gets the worker to do the other share when its time slice is used up, milliseconds later. So the workers of a
- * team keep off the CPU on which their caller was when their last region ended, where it mostly is still when the next
- * begins. Each worker sets its own mask: to all CPUs that it was given, by whom ever, but that one. */
+ * team keep off the CPU from which they are called: before it wakes them, the caller sets their masks, to all CPUs that they
+ * were given, by whom ever, but that one. */
 #if defined(_OPENMP) && defined(__linux__)
 static int fk_cpu(void) { return sched_getcpu(); }
 
-static void fk_keep_off(int cpu, int workers) {
-    static __thread cpu_set_t given, made; /* what the mask was before, and was made by that; none yet is what no mask is */
+/* A worker; the CPU that was taken out of its mask, -1 for none, and a mark of the mask that was left: another mask is what
+   somebody else has given it since. */
+typedef struct {
+    pid_t id;
+    int off;
+    uint64_t left;
+} fk_worker;
+
+/* Of the calling thread's team; more workers than that are not kept off. */
+#define FK_WORKERS 256
+static __thread fk_worker fk_team[FK_WORKERS];
+static __thread int fk_workers;
+
+static uint64_t fk_mark(const cpu_set_t *mask) {
+    const unsigned char *byte = (const unsigned char *)mask;
+    uint64_t mark = 14695981039346656037u; /* FNV-1a */
+    size_t i;
+    for (i = 0; i < sizeof *mask; i++) mark = (mark ^ byte[i]) * 1099511628211u;
+    return mark;
+}
+
+/* Returns 0 where the worker has ended: its number may be that of a thread of another process. */
+static int fk_keep_off(fk_worker *worker, int cpu, int workers) {
     cpu_set_t mask;
-    if (sched_getaffinity(0, sizeof mask, &mask)) return;
-    if (!CPU_EQUAL(&mask, &made)) given = mask;
-    mask = given;
-    CPU_CLR(cpu, &mask);
-    if (CPU_COUNT(&mask) < workers) mask = given; /* more threads than CPUs: the caller's must do, too */
-    if (sched_setaffinity(0, sizeof mask, &mask) == 0) made = mask;
+    int off = -1;
+    if (syscall(SYS_tgkill, getpid(), worker->id, 0)) return errno != ESRCH;
+    if (sched_getaffinity(worker->id, sizeof mask, &mask)) return 1;
+    if (worker->off >= 0 && worker->left == fk_mark(&mask)) CPU_SET(worker->off, &mask);
+    if (CPU_ISSET(cpu, &mask) && CPU_COUNT(&mask) > workers) { /* else more threads than CPUs: the caller's must do, too */
+        CPU_CLR(cpu, &mask);
+        off = cpu;
+    }
+    worker->off = sched_setaffinity(worker->id, sizeof mask, &mask) ? -1 : off;
+    worker->left = fk_mark(&mask);
+    return 1;
+}
+
+/* The CPU that the calling thread is on, from now on its team's home. */
+static void fk_go_home(int cpu) {
+    int i;
+    for (i = 0; i < fk_workers; i++)
+        if (!fk_keep_off(&fk_team[i], cpu, fk_workers)) { /* not the team it was: as good as none */
+            fk_workers = 0;
+            fk_home = -1;
+            return;
+        }
+    fk_home = cpu;
 }
 
 /* Where workers do not spin, by the user's word, neither does the caller: they wake it, often to where they are. */
@@ -103,21 +145,39 @@ static int fk_spins(void) {
     return getenv("GOMP_SPINCOUNT") == NULL && (policy == NULL || strcasecmp(policy, "passive") != 0);
 }
 
-/* After a region, where the caller or its team is another than before: a second one, short while the workers are awake, in
-   which they learn the caller's CPU. */
-static void fk_place_team(int threads) {
-    static __thread int team;
+/* Before a region: the caller may have moved. */
+static void fk_follow_caller(void) {
     int cpu = fk_cpu();
-    if ((cpu == fk_home && threads == team) || cpu < 0 || !fk_spins()) return;
-    fk_home = cpu;
-    team = threads;
-    if (omp_get_proc_bind() != omp_proc_bind_false) return; /* OMP_PROC_BIND has placed them */
+    if (fk_workers && cpu != fk_home) fk_go_home(cpu);
+}
+
+/* After the first region of a team: a second one, short while the workers are awake, in which they say who they are. */
+static void fk_place_team(int threads) {
+    fk_worker *team = fk_team;
+    int cpu = fk_cpu(), workers = threads <= FK_WORKERS ? threads - 1 : FK_WORKERS;
+    if ((workers == fk_workers && cpu == fk_home) || cpu < 0 || !fk_spins()) return;
+    if (omp_get_proc_bind() != omp_proc_bind_false) { /* OMP_PROC_BIND has placed them */
+        fk_home = cpu;
+        return;
+    }
+    if (workers != fk_workers) {
 #pragma omp parallel num_threads(threads)
-    if (omp_get_thread_num() > 0) fk_keep_off(cpu, threads - 1);
+        {
+            int i = omp_get_thread_num() - 1;
+            pid_t id = (pid_t)syscall(SYS_gettid);
+            if (i >= 0 && i < workers && team[i].id != id) {
+                team[i].id = id;
+                team[i].off = -1;
+            }
+        }
+        fk_workers = workers;
+    }
+    fk_go_home(cpu);
 }
 #else
 static int fk_cpu(void) { return -1; }
 static void fk_place_team(int threads) { (void)threads; }
+static void fk_follow_caller(void) {}
 #endif
 
 /* Whether a call might be granted more than one thread: asking the system how many there are takes 25 us where its code has
@@ -136,8 +196,7 @@ static int fk_pays(int kind, double bytes) {
     __atomic_load(&fk_ns_per_byte[kind], &rate, __ATOMIC_RELAXED);
     takes = (int64_t)(bytes * (rate > 0 ? rate : FK_FASTEST));
     if (fk_streamed < FK_STREAM && takes < FK_WAKING) return 0;
-    if (fk_home < 0) return fk_alone + takes >= FK_NEW;
-    return fk_home == fk_cpu() || fk_alone + takes >= FK_MOVED;
+    return fk_home >= 0 || fk_alone + takes >= FK_NEW;
 }
 
 /* The threads for a call that may have `most`, by its caller's word (asked) or by the policy, and reads so many bytes.
@@ -158,6 +217,7 @@ static int fk_enter(int kind, int most, int asked, double bytes) {
         granted = room < 1 ? 1 : room < most ? room : most;
     } while (!__atomic_compare_exchange_n(&fk_threads_in_use, &in_use, in_use + granted, 0, __ATOMIC_RELAXED,
                                           __ATOMIC_RELAXED));
+    if (granted > 1 && bytes >= FK_LARGE) fk_follow_caller();
     return granted;
 }
 
