@@ -241,8 +241,17 @@ def test_under_a_mask(operation: Operation, dtype: str, size: int, tier: str, rn
     for n_threads in (1, 3):
         got = oracle.evaluate(fk, operation, arrays, where=where, n_threads=n_threads)
         assert_rows_same(got, right, f"{n_threads} threads")
-    got = oracle.evaluate(fk, operation, arrays, where=np.asfortranarray(where))
-    assert_rows_same(got, right, "mask in Fortran order")
+    for how, mask in {
+        "in Fortran order": np.asfortranarray(where),
+        "between others": np.pad(where, ((0, 0), (1, 2)), constant_values=True)[:, 1:-2],
+        "of every other element": np.repeat(where, 2, axis=1)[:, ::2],
+    }.items():
+        assert_rows_same(oracle.evaluate(fk, operation, arrays, where=mask), right, f"mask {how}")
+    if np.ndim(alone[0]) == 1:
+        out = np.ones((rows, size + 3), got.dtype)
+        oracle.evaluate(fk, operation, arrays, where=where, out=out[:, 1:-2])
+        assert_rows_same(out[:, 1:-2], right, "into a result between others")
+        assert np.all(out[:, [0, -2, -1]] == 1)
     everything = oracle.evaluate(fk, operation, arrays, where=np.ones((rows, size), bool))
     assert everything.tobytes() == oracle.evaluate(fk, operation, arrays).tobytes(), "a mask that masks nothing"
 

@@ -210,7 +210,7 @@ def test_workers_that_are_more_than_the_other_cpus_use_all() -> None:
 
 @several_cpus
 def test_which_calls_wake_the_workers() -> None:
-    """A call made now and then does where it is long, also from another CPU than before: the workers keep off that, then."""
+    """A call made now and then does where it is long, also from another CPU than before: they keep off that, then."""
     seen = places(2)
     assert seen["long"]
     assert not seen["short"]

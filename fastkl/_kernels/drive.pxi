@@ -78,7 +78,7 @@ cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real
     while the next tile is computed."""
     cdef Py_ssize_t classes = plan.classes
     cdef char* target = gapless(plan, &plan.out, row, rows, tile)
-    if plan.has_mask:
+    if plan.has_mask and target == NULL:
         mask_out[real](plan, row, rows, 0, classes, tile, 1, LANES, 0)
     if plan.stream and target != NULL:
         finish_flow(outflow, tile)
@@ -86,12 +86,16 @@ cdef void put_tile(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* tile, real
             fk_spread_f32(turned, classes, tile, LANES, classes, rows)
         else:
             fk_spread_f64(turned, classes, tile, LANES, classes, rows)
+        if plan.has_mask:
+            mask_out[real](plan, row, rows, 0, classes, turned, classes, 1, 0)
         if FK_STREAMS:
             start_flow(outflow, target, turned, rows * classes, <real>1, <real>1, FLOWS_SCALED)     # as they are
         else:
             fk_stream(target, <const char*>turned, rows * classes * sizeof(real))
         return
     put[real](plan, row, rows, 0, classes, tile, 1, LANES)
+    if plan.has_mask and target != NULL:
+        mask_out[real](plan, row, rows, 0, classes, <real*>target, classes, 1, 0)
 
 
 cdef void pairs_across(Plan* plan, Py_ssize_t row, Py_ssize_t first, Py_ssize_t rows, const char* p_next, Sums* a,

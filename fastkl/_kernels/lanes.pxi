@@ -64,6 +64,11 @@ cdef extern from "memory.h" nogil:
                           Py_ssize_t nr, Py_ssize_t nc, float absent)
     void fk_mask_tile_f64(double* dst, Py_ssize_t dr, Py_ssize_t dc, const char* mask, Py_ssize_t sr, Py_ssize_t sc,
                           Py_ssize_t nr, Py_ssize_t nc, double absent)
+    const int FK_MASKED_CLASSES
+    void fk_load_masked_f32(float* dst, Py_ssize_t dr, Py_ssize_t dc, const char* src, Py_ssize_t sr, const char* mask,
+                            Py_ssize_t mr, Py_ssize_t nr, Py_ssize_t nc, float absent)
+    void fk_load_masked_f64(double* dst, Py_ssize_t dr, Py_ssize_t dc, const char* src, Py_ssize_t sr, const char* mask,
+                            Py_ssize_t mr, Py_ssize_t nr, Py_ssize_t nc, double absent)
     void fk_store_tile_f32(char* dst, Py_ssize_t sr, Py_ssize_t sc, const float* src, Py_ssize_t dr, Py_ssize_t dc,
                            Py_ssize_t nr, Py_ssize_t nc)
     void fk_store_tile_f64(char* dst, Py_ssize_t sr, Py_ssize_t sc, const double* src, Py_ssize_t dr, Py_ssize_t dc,

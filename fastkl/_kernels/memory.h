@@ -106,20 +106,33 @@ FK_INLINE uint8_t fk_swap8(uint8_t v) { return v; }
 FK_INLINE float fk_word_f32(uint32_t w) { float f; memcpy(&f, &w, 4); return f; }
 FK_INLINE double fk_word_f64(uint64_t w) { double f; memcpy(&f, &w, 8); return f; }
 
-/* Put `absent` where the mask (one byte an element, 0 for masked out) says so. */
-#define FK_DEFINE_MASK_TILE(NAME, REAL)                                                              \
+/* Put `absent` where the mask (one byte an element, 0 for masked out) says so, without a branch, which would be foreseen as badly
+   as the mask is irregular: a loop that becomes vectors. dst may be src, and is no part of either otherwise. */
+#define FK_DEFINE_MASK_TILE(NAME, RUN, REAL)                                                         \
+    static void RUN(REAL *dst, const REAL *src, const char *mask, ptrdiff_t n, REAL absent) {        \
+        ptrdiff_t i;                                                                                 \
+        _Pragma("GCC ivdep")                                                                         \
+        for (i = 0; i < n; i++) dst[i] = mask[i] ? src[i] : absent;                                  \
+    }                                                                                                \
     static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *mask, ptrdiff_t sr,          \
                      ptrdiff_t sc, ptrdiff_t nr, ptrdiff_t nc, REAL absent) {                        \
+        REAL of[2] = {absent, 0};                                                                    \
         ptrdiff_t i, j;                                                                              \
-        for (i = 0; i < nr; i++)                                                                     \
-            for (j = 0; j < nc; j++) {                                                               \
-                REAL v = dst[i * dr + j * dc];                                                       \
-                dst[i * dr + j * dc] = mask[i * sr + j * sc] ? v : absent;                           \
-            }                                                                                        \
+        if (dc == 1 && sc == 1 && dr == nc && sr == nc) RUN(dst, dst, mask, nr * nc, absent);        \
+        else if (dc == 1 && sc == 1)                                                                 \
+            for (i = 0; i < nr; i++) RUN(dst + i * dr, dst + i * dr, mask + i * sr, nc, absent);     \
+        else if (dr == 1 && sr == 1)                                                                 \
+            for (j = 0; j < nc; j++) RUN(dst + j * dc, dst + j * dc, mask + j * sc, nr, absent);     \
+        else                                                                                         \
+            for (i = 0; i < nr; i++)                                                                 \
+                for (j = 0; j < nc; j++) {                                                           \
+                    of[1] = dst[i * dr + j * dc];                                                    \
+                    dst[i * dr + j * dc] = of[mask[i * sr + j * sc] != 0];                           \
+                }                                                                                    \
     }
 
-FK_DEFINE_MASK_TILE(fk_mask_tile_f32, float)
-FK_DEFINE_MASK_TILE(fk_mask_tile_f64, double)
+FK_DEFINE_MASK_TILE(fk_mask_tile_f32, fk_masked_run_f32, float)
+FK_DEFINE_MASK_TILE(fk_mask_tile_f64, fk_masked_run_f64, double)
 
 /* The reverse of load_tile, in the type of the result, which the gate has made native and aligned. */
 #define FK_DEFINE_STORE_TILE(NAME, REAL)                                                             \
@@ -428,6 +441,29 @@ FK_DEFINE_SUM_FOURS(fk_sum_fours_f64, double, 4, fk_fours_f64)
 
 FK_DEFINE_COPY_LANES(fk_copy_lanes_f32, float)
 FK_DEFINE_COPY_LANES(fk_copy_lanes_f64, double)
+
+/* A masked tile of rows that are contiguous, as are those of its mask, as it lies (dc = 1) or transposed (dr = 1), by way of some
+   rows in the first-level cache: of at most FK_MASKED_CLASSES. */
+#define FK_MASKED_CLASSES 256
+#define FK_DEFINE_LOAD_MASKED(NAME, REAL, RUN, TRANSPOSE)                                                \
+    static void NAME(REAL *dst, ptrdiff_t dr, ptrdiff_t dc, const char *src, ptrdiff_t sr,               \
+                     const char *mask, ptrdiff_t mr, ptrdiff_t nr, ptrdiff_t nc, REAL absent) {          \
+        REAL rows[8 * FK_MASKED_CLASSES];                                                                \
+        ptrdiff_t i, k, ni, step = 8 * FK_MASKED_CLASSES / (nc > 0 ? nc : 1);                            \
+        for (i = 0; dc == 1 && i < nr; i++) RUN(dst + i * dr, (const REAL *)(src + i * sr), mask + i * mr, nc, absent); \
+        for (i = 0; dc != 1 && i < nr; i += step) {                                                      \
+            ni = nr - i < step ? nr - i : step;                                                          \
+            if (sr == nc * (ptrdiff_t)sizeof(REAL) && mr == nc)                                          \
+                RUN(rows, (const REAL *)(src + i * sr), mask + i * mr, ni * nc, absent);                 \
+            else                                                                                         \
+                for (k = 0; k < ni; k++)                                                                 \
+                    RUN(rows + k * nc, (const REAL *)(src + (i + k) * sr), mask + (i + k) * mr, nc, absent); \
+            TRANSPOSE(dst + i, dc, rows, nc, ni, nc);                                                    \
+        }                                                                                                \
+    }
+
+FK_DEFINE_LOAD_MASKED(fk_load_masked_f32, float, fk_masked_run_f32, fk_transpose_f32)
+FK_DEFINE_LOAD_MASKED(fk_load_masked_f64, double, fk_masked_run_f64, fk_transpose_f64)
 
 /* ---- half types whose rows are contiguous ------------------------------------------------------------------------ */
 

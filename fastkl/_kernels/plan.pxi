@@ -184,8 +184,9 @@ cdef inline bint side_by_side(const Operand* a, Py_ssize_t stride, const real* l
 cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t nr, Py_ssize_t start, Py_ssize_t nc,
                 real* dst, Py_ssize_t dr, Py_ssize_t dc, real absent) noexcept nogil:
     """Load classes start .. start + nc of nr rows: element (i, j) goes to dst[i*dr + j*dc], `absent` where masked out."""
-    cdef Py_ssize_t i = 0, j, ni, nj, k
+    cdef Py_ssize_t i = 0, j, ni, nj, k, sm
     cdef char* source
+    cdef char* mask
     cdef Py_ssize_t sr = last_stride(plan.n_outer, a.outer), sc = last_stride(plan.n_inner, a.inner)
     if dr == 1 and dc > 1 and a.direct and plan.n_outer <= 1 and not plan.has_mask:     # most short rows
         source = a.data + row * sr + start * sc
@@ -196,6 +197,19 @@ cdef void fetch(const Plan* plan, const Operand* a, Py_ssize_t row, Py_ssize_t n
         return
     if nr == 1 and dc == 1 and a.direct and side_by_side(a, sc, dst) and not plan.has_mask:     # of the type asked for, too
         memcpy(dst, row_pointer(plan, a, row) + start * <Py_ssize_t>sizeof(real), nc * sizeof(real))
+        return
+    if (plan.has_mask and plan.n_inner == 1 and a.direct and side_by_side(a, sc, dst) and plan.mask.inner[0] == 1
+            and (dc == 1 or (dr == 1 and nc <= FK_MASKED_CLASSES))):
+        while i < nr:
+            ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)
+            source = row_pointer(plan, a, row + i) + start * sc
+            mask = row_pointer(plan, &plan.mask, row + i) + start
+            sm = last_stride(plan.n_outer, plan.mask.outer)
+            if real is float:
+                fk_load_masked_f32(dst + i * dr, dr, dc, source, sr, mask, sm, ni, nc, absent)
+            else:
+                fk_load_masked_f64(dst + i * dr, dr, dc, source, sr, mask, sm, ni, nc, absent)
+            i += ni
         return
     while i < nr:
         ni = run_length(plan.n_outer, plan.outer_shape, row + i, nr - i)
