@@ -175,7 +175,6 @@ static void fk_place_team(int threads) {
     fk_go_home(cpu);
 }
 #else
-static int fk_cpu(void) { return -1; }
 static void fk_place_team(int threads) { (void)threads; }
 static void fk_follow_caller(void) {}
 #endif
