@@ -582,13 +582,13 @@ cdef const real* part_of_run(const Plan* plan, int operand, Py_ssize_t row, Py_s
     others from a copy. wide: how many columns that gives; next: where the run after them lies, or NULL. A unit's columns are
     read in parts of up to WIDE."""
     cdef const Operand* a = &plan.operand[operand]
-    cdef Py_ssize_t unit = plan.unit, w
+    cdef Py_ssize_t unit = plan.unit, parts, w
     cdef real absent
     next[0] = NULL
     if unit > 1:
         stride[0] = unit * rows
-        w = (unit * rows + WIDE - 1) // WIDE
-        wide[0] = padded((unit * rows + w - 1) // w)
+        parts = (unit * rows + WIDE - 1) // WIDE
+        wide[0] = padded((unit * rows + parts - 1) // parts)
         wide[0] = wide[0] if at + wide[0] < unit * rows else unit * rows - at
         if start + 2 * n <= plan.classes:
             next[0] = place_of(plan, a, row, start + n) + at * sizeof(real)
@@ -1004,9 +1004,10 @@ cdef inline bint placed_columns(const Plan* plan, Py_ssize_t row, Py_ssize_t row
             and run_length(plan.n_inner, plan.inner_shape, start, n) == n)
 
 
-cdef void map_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, const real* m,
-                         const real* k, bint log, real down, real* scratch) noexcept nogil:
-    """The second pass over classes start .. stop of some columns, run by run."""
+cdef void map_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t stop, real* m,
+                         real* k, bint log, real down, real* scratch) noexcept nogil:
+    """The second pass over classes start .. stop of some columns, run by run. m and k have room for a number for each
+    class of a unit."""
     cdef Py_ssize_t unit = plan.unit, n, stride, out_stride, at, wide, some, whole
     cdef Py_ssize_t next_stride = unit * last_stride(plan.n_inner, plan.operand[0].inner)
     cdef Py_ssize_t target_stride = unit * last_stride(plan.n_inner, plan.out.inner)
@@ -1015,6 +1016,8 @@ cdef void map_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t
     cdef const char* next
     cdef char* target
     cdef real* y
+    of_all_classes(m, rows, unit)
+    of_all_classes(k, rows, unit)
     while start < stop:
         n = RUN * LANES if start + RUN * LANES < stop else stop - start
         whole = columns_in_place[real](plan, row, rows, start, n, NULL)
@@ -1098,8 +1101,6 @@ cdef void softmax_of_columns(Plan* plan, Py_ssize_t row, Py_ssize_t rows, real* 
         softmax_block_columns[real](plan, row, rows, b, n, r, scratch)
     for b in range(last + 1):
         softmax_factors[real](r, rows, b, last, m, k)
-        of_all_classes(m, rows, plan.unit)
-        of_all_classes(k, rows, plan.unit)
         map_of_columns[real](plan, row, rows, b * BLOCK, (b + 1) * BLOCK if b < last else plan.classes, m, k, False,
                              <real>FK_DOWN, scratch)
 
@@ -1171,8 +1172,6 @@ cdef void map_by_states(Plan* plan, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t 
             m[first + w] = <real>a.m[w]
             k[first + w] = <real>factors[w]
         first += n
-    of_all_classes(m, rows, plan.unit)
-    of_all_classes(k, rows, plan.unit)
     map_of_columns[real](plan, row, rows, start, stop, m, k, log, 1, scratch)
 
 

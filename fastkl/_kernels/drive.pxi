@@ -795,11 +795,11 @@ cdef int execute(Plan* plan, int threads, real* like) noexcept nogil:
     elif threads == 1:
         # No parallel region: a forked child of a process that had one would hang in it.
         for t in range(tiles):
-            plan.kept += one_tile[real](plan, t, size, across, side, scratch)
+            kept += one_tile[real](plan, t, size, across, side, scratch)
     else:
         for t in prange(tiles, num_threads=threads, schedule="static"):
             kept += one_tile[real](plan, t, size, across, side, scratch + threadid() * stride)
-        plan.kept = kept
+    plan.kept += kept
     free(states)
     free(scratch)
     return 0

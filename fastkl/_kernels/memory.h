@@ -450,8 +450,11 @@ FK_DEFINE_COPY_LANES(fk_copy_lanes_f64, double)
                      const char *mask, ptrdiff_t mr, ptrdiff_t nr, ptrdiff_t nc, REAL absent) {          \
         REAL rows[8 * FK_MASKED_CLASSES];                                                                \
         ptrdiff_t i, k, ni, step = 8 * FK_MASKED_CLASSES / (nc > 0 ? nc : 1);                            \
-        for (i = 0; dc == 1 && i < nr; i++) RUN(dst + i * dr, (const REAL *)(src + i * sr), mask + i * mr, nc, absent); \
-        for (i = 0; dc != 1 && i < nr; i += step) {                                                      \
+        if (dc == 1) {                                                                                   \
+            for (i = 0; i < nr; i++) RUN(dst + i * dr, (const REAL *)(src + i * sr), mask + i * mr, nc, absent); \
+            return;                                                                                      \
+        }                                                                                                \
+        for (i = 0; i < nr; i += step) {                                                                 \
             ni = nr - i < step ? nr - i : step;                                                          \
             if (sr == nc * (ptrdiff_t)sizeof(REAL) && mr == nc)                                          \
                 RUN(rows, (const REAL *)(src + i * sr), mask + i * mr, ni * nc, absent);                 \
